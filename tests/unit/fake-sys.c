@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+#include "fake-sys.h"
+
+struct fake fake;
+
+void fake_reset(void)
+{
+	memset(&fake, 0, sizeof(fake));
+	fake.page = FAKE_PAGE;
+}
+
+int fake_fd(void)
+{
+	static int next = 100;
+
+	fake.open_fds++;
+	return next++;
+}
+
+struct libuffd *fake_handle(uint64_t features)
+{
+	struct libuffd *u = calloc(1, sizeof(*u));
+
+	assert_non_null(u);
+	u->fd = 3;
+	u->features = features;
+	u->page_size = FAKE_PAGE;
+	return u;
+}
+
+int sys_userfaultfd(int flags)
+{
+	return fake.userfaultfd ? fake.userfaultfd(flags) : -ENOSYS;
+}
+
+int sys_ioctl(int fd, unsigned long request, void *arg)
+{
+	fake.ioctls++;
+	return fake.ioctl ? fake.ioctl(fd, request, arg) : -ENOSYS;
+}
+
+int sys_ioctl_value(int fd, unsigned long request, unsigned long value)
+{
+	return fake.ioctl_value ? fake.ioctl_value(fd, request, value) : -ENOSYS;
+}
+
+ssize_t sys_read(int fd, void *buf, size_t len)
+{
+	return fake.read ? fake.read(fd, buf, len) : -ENOSYS;
+}
+
+int sys_open(const char *path, int flags)
+{
+	return fake.open ? fake.open(path, flags) : -ENOENT;
+}
+
+int sys_close(int fd)
+{
+	if (fake.n_closed < ARRAY_SIZE(fake.closed))
+		fake.closed[fake.n_closed] = fd;
+	fake.n_closed++;
+	fake.open_fds--;
+	return 0;
+}
+
+int sys_fd_flags(int fd)
+{
+	return fd < 0 ? -EBADF : 0;
+}
+
+int sys_stat(const char *path, struct stat *st)
+{
+	return fake.stat ? fake.stat(path, st) : -ENOENT;
+}
+
+int sys_capable(unsigned int cap)
+{
+	(void)cap;
+	return fake.capable;
+}
+
+size_t sys_page_size(void)
+{
+	return fake.page;
+}
+
+void sys_yield(void)
+{
+	fake.yields++;
+}
+
+void *sys_map_zeros(size_t len)
+{
+	return calloc(1, len);
+}
+
+void sys_unmap(void *addr, size_t len)
+{
+	(void)len;
+	free(addr);
+}
+
+ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+	return fake.sendmsg ? fake.sendmsg(fd, msg, flags) : -ENOSYS;
+}
+
+ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+	return fake.recvmsg ? fake.recvmsg(fd, msg, flags) : -ENOSYS;
+}
+
+int sys_wait_writable(int fd)
+{
+	(void)fd;
+	fake.waits++;
+	return 0;
+}
+
+int run_unit_tests(const char *name, const struct CMUnitTest *tests, size_t n)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return _cmocka_run_group_tests(name, tests, n, NULL, NULL) ? 1 : 0;
+}
