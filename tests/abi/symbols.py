@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What the header declares, the version script exports and the library has: one and the same.
+
+usage: symbols.py HEADER MAP LIBRARY STATIC_LIBRARY     (TAP on standard output)
+"""
+import re
+import subprocess
+import sys
+
+count = failed = 0
+
+
+def check(name, problems):
+    global count, failed
+    count += 1
+    print("not ok" if problems else "ok", count, "-", name)
+    for problem in problems:
+        print("#", problem)
+    failed |= bool(problems)
+
+
+def differences(a_name, a, b_name, b):
+    return ([f"{s}: in {a_name}, not in {b_name}" for s in sorted(a - b)] +
+            [f"{s}: in {b_name}, not in {a_name}" for s in sorted(b - a)])
+
+
+def nm(*args):
+    out = subprocess.run(["nm", *args], check=True, capture_output=True, text=True).stdout
+    return [line.split() for line in out.splitlines() if line]
+
+
+header_path, map_path, library, archive = sys.argv[1:]
+header = open(header_path, encoding="utf-8").read()
+code = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+declared = set(re.findall(r"LIBUFFD_EXPORT[^;(]*?\b(libuffd_\w+)\(", code))
+prototypes = set(re.findall(r"\b(libuffd_\w+)\s*\(", code))
+script = open(map_path, encoding="utf-8").read()
+mapped = set(re.findall(r"^\t(libuffd_\w+);", script, flags=re.M))
+exported = {}
+for fields in nm("-D", "--defined-only", library):
+    name, _, version = fields[-1].partition("@@")
+    if fields[-2] != "A":  # the version nodes themselves
+        exported[name] = version
+
+check("every prototype of the header is marked for export", differences(
+    "prototypes", prototypes, "exports", declared))
+check("header = version script", differences("header", declared, "map", mapped))
+check("version script = nm -D", differences("map", mapped, "library", set(exported)))
+check("every symbol has a version", [s for s, v in exported.items() if not v])
+nodes = re.findall(r"^(LIBUFFD_[\d.]+) \{", script, flags=re.M)
+ends = re.findall(r"^\}(?: (LIBUFFD_[\d.]+))?;", script, flags=re.M)
+check("version nodes are chained, each to the one before",
+      [] if ends == [""] + nodes[:-1] else [f"{nodes} end with {ends}"])
+check("no writable data is exported", [f[-1] for f in nm("-D", "--defined-only", library)
+                                       if f[-2] in "BDGS"])
+dynamic = subprocess.run(["readelf", "-d", library], check=True, capture_output=True,
+                         text=True).stdout
+soname = re.search(r"SONAME.*\[(.*)\]", dynamic)
+check("soname is libuffd.so.0",
+      [] if soname and soname[1] == "libuffd.so.0" else [str(soname and soname[1])])
+needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+check("the library needs libc alone", [n for n in sorted(needed) if not n.startswith("libc.so")])
+# In an archive nothing is hidden: what is global must at least not get in anybody's way.
+globals_ = {f[-1] for f in nm("--defined-only", "--extern-only", archive) if len(f) == 3}
+check("global names of the static library keep to our prefixes",
+      sorted(g for g in globals_ if not re.match(r"(libuffd|core|sys)_", g)))
+print(f"1..{count}")
+sys.exit(failed)
