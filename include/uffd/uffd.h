@@ -297,13 +297,14 @@ LIBUFFD_EXPORT const char *libuffd_cure_text(uint64_t bit);
  * that the kernel computes it from the mode asked for, and offers MOVE on shared memory too, where
  * it then fails. On failure it is 0.
  *
- * Registering again with a subset of the modes changes nothing; with other modes replaces them.
+ * Registering again with a subset of the modes changes nothing, and with other modes replaces them;
+ * from 7.3 on what would drop WP or RWP is -EBUSY instead.
  * Unix signals and other threads may fault as soon as the call is under way. Signal-safe.
  *   -EINVAL  no or unknown mode for this kernel; an unaligned, empty or wrapping range; nothing
  *            mapped there; memory that the mode does not cover; a hugetlb range off its page size;
  *            WP with RWP; RWP on PROT_NONE
  *   -EPERM   a mapping that this process could not make writable
- *   -EBUSY   registered with another userfaultfd; on 7.3 also: would drop WP or RWP
+ *   -EBUSY   registered with another userfaultfd; from 7.3 also: would drop WP or RWP
  *   -ENOMEM  the address space is gone, or too many mappings: then a part of the range may have
  *            been registered
  */
@@ -717,7 +718,8 @@ LIBUFFD_EXPORT void libuffd_scan_close(struct libuffd_scanner *s);
  *   -EAGAIN   non-blocking socket, nothing sent
  *   -EPIPE -ECONNRESET -ENOTCONN  the peer is gone. If a part was sent, so was the descriptor
  *   -EMSGSIZE  longer than one packet can be
- *   -ENOTSOCK -EOPNOTSUPP  not a socket, or not one that carries descriptors
+ *   -ENOTSOCK  not a socket
+ *   -EOPNOTSUPP  not a Unix socket: others would send the bytes and forget the descriptor
  */
 LIBUFFD_EXPORT int libuffd_send(int sock, const struct libuffd *u, const void *payload, size_t len);
 

@@ -41,11 +41,16 @@ int libuffd_send(int sock, const struct libuffd *u, const void *payload, size_t 
 		.msg_control = &control,
 		.msg_controllen = sizeof(control.space),
 	};
+	int domain;
 	ssize_t n;
 
 	/* A stream carries descriptors only along with bytes. */
 	if (!u || !payload || !len)
 		return -EINVAL;
+	/* Other sockets send the bytes, and forget the descriptor without a word. */
+	domain = sys_socket_domain(sock);
+	if (domain != AF_UNIX)
+		return domain < 0 ? domain : -EOPNOTSUPP;
 	memset(&control, 0, sizeof(control));
 	control.head.cmsg_level = SOL_SOCKET;
 	control.head.cmsg_type = SCM_RIGHTS;

@@ -130,44 +130,57 @@ static uint64_t with_implied(uint64_t features)
 }
 
 /*
- * Agree on features. The plain case is one ioctl. When the kernel refuses, find out what it has,
- * and leave out what is optional; a refused UFFDIO_API leaves the descriptor as it was.
+ * The kernel knows not all that is wanted. Find out what it has, and leave out what is optional.
+ * A descriptor that was handed to us may come to a process that cannot open its own: then nothing
+ * can be learned, and the required features are all that is asked for.
+ */
+static int narrow_to_supported(const struct libuffd_open_opts *opts, struct libuffd_report *report,
+			       uint64_t *want)
+{
+	uint64_t supported = 0;
+	int ret = supported_features(&supported);
+
+	if (ret == -EMFILE || ret == -ENFILE || ret == -ENOMEM)
+		return ret;
+	if (ret < 0)
+		supported = opts->required;
+	else
+		report->supported = supported;
+	report->missing = opts->required & ~supported;
+	*want &= supported;
+	return report->missing ? -EOPNOTSUPP : 0;
+}
+
+/*
+ * Agree on features. The plain case is one ioctl. A refused UFFDIO_API leaves the descriptor as it
+ * was, so the set is narrowed until it is accepted: without permission for EVENT_FORK, which hands
+ * out descriptors of other processes (the kernel looks at that first), and to what there is.
  */
 static int negotiate(struct libuffd *u, const struct libuffd_open_opts *opts,
 		     struct libuffd_report *report)
 {
-	uint64_t want = opts->required | opts->optional, supported = 0;
+	const uint64_t fork = LIBUFFD_FEATURE_EVENT_FORK;
+	uint64_t want = opts->required | opts->optional;
+	bool narrowed = false;
 	struct uapi_api api;
-	int ret = core_handshake(u->fd, want, &api);
+	int ret;
 
-	if (ret == -EINVAL && want) {
-		int asked = supported_features(&supported);
-
+	for (;;) {
+		ret = core_handshake(u->fd, want, &api);
 		report->handshake = ret;
-		if (asked == -EMFILE || asked == -ENFILE || asked == -ENOMEM)
-			return asked;
-		/*
-		 * A descriptor that was handed to us may come to a process that cannot open its own:
-		 * then nothing can be learned, and the required ones are all that is asked for.
-		 */
-		if (asked < 0)
-			supported = opts->required;
-		else
-			report->supported = supported;
-		report->missing = opts->required & ~supported;
-		if (report->missing)
-			return -EOPNOTSUPP;
-		want &= supported;
-		ret = core_handshake(u->fd, want, &api);
+		if (ret == -EPERM && want & fork & ~opts->required) {
+			want &= ~fork;
+		} else if (ret == -EINVAL && want && !narrowed) {
+			narrowed = true;
+			ret = narrow_to_supported(opts, report, &want);
+			if (ret < 0)
+				return ret;
+		} else {
+			break;
+		}
 	}
-	if (ret == -EPERM && (want & ~opts->required & LIBUFFD_FEATURE_EVENT_FORK)) {
-		/* EVENT_FORK hands out descriptors of other processes: CAP_SYS_PTRACE only. */
-		want &= ~LIBUFFD_FEATURE_EVENT_FORK;
-		ret = core_handshake(u->fd, want, &api);
-	}
-	report->handshake = ret;
 	if (ret == -EPERM)
-		report->missing = opts->required & LIBUFFD_FEATURE_EVENT_FORK;
+		report->missing = opts->required & fork;
 	if (ret < 0)
 		return ret;
 	report->supported = api.features;

@@ -152,7 +152,78 @@ int libuffd_set_mode(const struct libuffd *u, uint64_t enable, uint64_t disable)
 #define ZEROS_LEN ((size_t)65536)
 static unsigned char zeros[ZEROS_LEN];
 
-/* One answer on its way through the kernel. */
+/* What each kind of answer is to the kernel. */
+static const struct kind {
+	unsigned long request;
+	uint64_t most; /* bytes that one ioctl may be asked for */
+	uint8_t flags; /* LIBUFFD_RESOLVE_* that go with it */
+	uint8_t mode;  /* that makes it this kind */
+	bool transfer; /* struct uapi_transfer; else struct uapi_fill or what it begins with */
+	bool protect;  /* no progress field, and DONTWAKE in bit 1 */
+} kinds[] = {
+	[LIBUFFD_ANSWER_COPY] = { UAPI_IOC_COPY, SIZE_MAX,
+				  LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_WP, 0, true, false },
+	[LIBUFFD_ANSWER_ZERO] = { UAPI_IOC_ZEROPAGE, SIZE_MAX,
+				  LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_WP, 0, false, false },
+	[LIBUFFD_ANSWER_CONTINUE] = { UAPI_IOC_CONTINUE, SIZE_MAX,
+				      LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_WP, 0, false,
+				      false },
+	[LIBUFFD_ANSWER_MOVE] = { UAPI_IOC_MOVE, SIZE_MAX,
+				  LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_ALLOW_SRC_HOLES, 0,
+				  true, false },
+	[LIBUFFD_ANSWER_POISON] = { UAPI_IOC_POISON, SIZE_MAX, LIBUFFD_RESOLVE_DONTWAKE, 0, false,
+				    false },
+	[LIBUFFD_ANSWER_PROTECT] = { UAPI_IOC_WRITEPROTECT, PROTECT_CHUNK, 0,
+				     LIBUFFD_WRITEPROTECT_WP, false, true },
+	[LIBUFFD_ANSWER_UNPROTECT] = { UAPI_IOC_WRITEPROTECT, PROTECT_CHUNK,
+				       LIBUFFD_RESOLVE_DONTWAKE, 0, false, true },
+	[LIBUFFD_ANSWER_RWPROTECT] = { UAPI_IOC_RWPROTECT, PROTECT_CHUNK, 0, LIBUFFD_RWPROTECT_RWP,
+				       false, true },
+	[LIBUFFD_ANSWER_RWUNPROTECT] = { UAPI_IOC_RWPROTECT, PROTECT_CHUNK,
+					 LIBUFFD_RESOLVE_DONTWAKE, 0, false, true },
+};
+
+static inline bool kind_known(const struct libuffd_answer *a)
+{
+	return a->kind - 1 < sizeof(kinds) / sizeof(kinds[0]) - 1;
+}
+
+/* The kernel's mode of an answer: every install has DONTWAKE in bit 0 and its own flag in bit 1. */
+static inline uint64_t mode_of(const struct kind *k, uint64_t flags)
+{
+	_Static_assert(LIBUFFD_RESOLVE_DONTWAKE == LIBUFFD_COPY_DONTWAKE &&
+			       LIBUFFD_RESOLVE_WP == LIBUFFD_COPY_WP &&
+			       LIBUFFD_RESOLVE_WP == LIBUFFD_CONTINUE_WP &&
+			       LIBUFFD_RESOLVE_ALLOW_SRC_HOLES >> 1 ==
+				       LIBUFFD_MOVE_ALLOW_SRC_HOLES &&
+			       LIBUFFD_RESOLVE_DONTWAKE << 1 == LIBUFFD_WRITEPROTECT_DONTWAKE &&
+			       LIBUFFD_RESOLVE_DONTWAKE << 1 == LIBUFFD_RWPROTECT_DONTWAKE,
+		       "flags of answers are made into modes by shifts");
+	if (k->protect)
+		return k->mode | flags << 1;
+	return (flags & 3) | (flags >> 1 & 2);
+}
+
+static inline uint64_t source_of(const struct libuffd_answer *a)
+{
+	/* Where pointers have 64 bits both are the same eight bytes. */
+	if (sizeof(a->data) == sizeof(a->from) || a->kind == LIBUFFD_ANSWER_MOVE)
+		return a->from;
+	return (uintptr_t)a->data;
+}
+
+/* Ask for @len bytes of the answer from @pos on, in one ioctl. */
+static inline int ask(const struct libuffd *u, const struct libuffd_answer *a, uint64_t pos,
+		      size_t len, uint64_t mode, size_t *did)
+{
+	const struct kind *k = &kinds[a->kind];
+
+	if (k->transfer)
+		return transfer(u, k->request, a->start + pos, source_of(a) + pos, len, mode, did);
+	return fill(u, k->request, a->start + pos, len, mode, did);
+}
+
+/* One answer that takes more than one ioctl. */
 struct job {
 	const struct libuffd *u;
 	const struct libuffd_answer *a;
@@ -171,29 +242,27 @@ static inline uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-static inline bool is_protect(uint32_t kind)
-{
-	return kind >= LIBUFFD_ANSWER_PROTECT;
-}
-
 /* hugetlb: the kernel takes whole huge pages only, and has no ZEROPAGE for it. */
-static bool is_huge(const struct job *j)
+static inline bool is_huge(const struct libuffd *u, const struct libuffd_answer *a)
 {
-	return j->page > j->u->page_size;
+	return a->page_size > u->page_size;
 }
 
-/* The modes of all operations have DONTWAKE in bit 0 but for the two that protect. */
-static inline uint64_t mode_of(const struct libuffd_answer *a)
+/*
+ * ZEROPAGE does not know hugetlb, and cannot install write-protected. Protecting afterwards would
+ * leave a moment for a write to slip through; a copy of zeros has none.
+ */
+static inline bool zeros_are_copied(const struct libuffd *u, const struct libuffd_answer *a)
 {
-	return a->flags & LIBUFFD_RESOLVE_DONTWAKE;
+	return a->kind == LIBUFFD_ANSWER_ZERO && (a->flags & LIBUFFD_RESOLVE_WP || is_huge(u, a));
 }
 
-static int copy_zeros(struct job *j, uint64_t at, uint64_t len, uint64_t mode, size_t *done)
+static int copy_zeros(struct job *j, uint64_t len, uint64_t mode, size_t *did)
 {
 	const void *src = zeros;
 	uint64_t most = ZEROS_LEN;
 
-	if (is_huge(j)) {
+	if (is_huge(j->u, j->a)) {
 		if (!j->huge_zeros)
 			j->huge_zeros = sys_map_zeros((size_t)j->page);
 		if (!j->huge_zeros)
@@ -201,65 +270,8 @@ static int copy_zeros(struct job *j, uint64_t at, uint64_t len, uint64_t mode, s
 		src = j->huge_zeros;
 		most = j->page;
 	}
-	return transfer(j->u, UAPI_IOC_COPY, at, (uintptr_t)src, (size_t)min_u64(len, most), mode,
-			done);
-}
-
-static int ask_zero(struct job *j, uint64_t at, size_t len, size_t *done)
-{
-	uint64_t mode = mode_of(j->a);
-
-	/*
-	 * ZEROPAGE cannot install write-protected. Protecting afterwards would leave a moment for a
-	 * write to slip through; a copy of zeros has none.
-	 */
-	if (j->a->flags & LIBUFFD_RESOLVE_WP)
-		return copy_zeros(j, at, len, mode | LIBUFFD_COPY_WP, done);
-	if (is_huge(j))
-		return copy_zeros(j, at, len, mode, done);
-	return fill(j->u, UAPI_IOC_ZEROPAGE, at, len, mode, done);
-}
-
-/* No progress field: all or, for all that can be known, nothing. Asking twice is harmless. */
-static int ask_protect(struct job *j, uint64_t at, size_t len, size_t *done)
-{
-	bool rw = j->a->kind >= LIBUFFD_ANSWER_RWPROTECT;
-	bool on = j->a->kind == LIBUFFD_ANSWER_PROTECT || j->a->kind == LIBUFFD_ANSWER_RWPROTECT;
-	uint64_t mode = on		? LIBUFFD_WRITEPROTECT_WP
-			: mode_of(j->a) ? LIBUFFD_WRITEPROTECT_DONTWAKE
-					: 0;
-	int ret = protect(j->u, rw ? UAPI_IOC_RWPROTECT : UAPI_IOC_WRITEPROTECT, at, len, mode);
-
-	return settle(ret, 0, len, done);
-}
-
-static inline int ask(struct job *j, size_t len, size_t *done)
-{
-	const struct libuffd_answer *a = j->a;
-	uint64_t at = a->start + j->pos, mode = mode_of(a);
-
-	*done = 0;
-	switch (a->kind) {
-	case LIBUFFD_ANSWER_COPY:
-		if (a->flags & LIBUFFD_RESOLVE_WP)
-			mode |= LIBUFFD_COPY_WP;
-		return transfer(j->u, UAPI_IOC_COPY, at, (uintptr_t)a->data + j->pos, len, mode,
-				done);
-	case LIBUFFD_ANSWER_ZERO:
-		return ask_zero(j, at, len, done);
-	case LIBUFFD_ANSWER_CONTINUE:
-		if (a->flags & LIBUFFD_RESOLVE_WP)
-			mode |= LIBUFFD_CONTINUE_WP;
-		return fill(j->u, UAPI_IOC_CONTINUE, at, len, mode, done);
-	case LIBUFFD_ANSWER_MOVE:
-		if (a->flags & LIBUFFD_RESOLVE_ALLOW_SRC_HOLES)
-			mode |= LIBUFFD_MOVE_ALLOW_SRC_HOLES;
-		return transfer(j->u, UAPI_IOC_MOVE, at, a->from + j->pos, len, mode, done);
-	case LIBUFFD_ANSWER_POISON:
-		return fill(j->u, UAPI_IOC_POISON, at, len, mode, done);
-	default:
-		return ask_protect(j, at, len, done);
-	}
+	return transfer(j->u, UAPI_IOC_COPY, j->a->start + j->pos, (uintptr_t)src,
+			(size_t)min_u64(len, most), mode, did);
 }
 
 /*
@@ -269,13 +281,13 @@ static inline int ask(struct job *j, size_t len, size_t *done)
  */
 static int zero_over_mark(struct job *j)
 {
-	size_t done = 0;
+	size_t did = 0;
 	int ret;
 
-	if (j->a->kind != LIBUFFD_ANSWER_ZERO || is_huge(j) || j->a->flags & LIBUFFD_RESOLVE_WP ||
+	if (j->a->kind != LIBUFFD_ANSWER_ZERO || zeros_are_copied(j->u, j->a) ||
 	    !(j->u->features & LIBUFFD_FEATURE_WP_UNPOPULATED))
 		return -EEXIST;
-	ret = copy_zeros(j, j->a->start + j->pos, j->page, mode_of(j->a) | LIBUFFD_COPY_WP, &done);
+	ret = copy_zeros(j, j->page, j->a->flags | LIBUFFD_COPY_WP, &did);
 	return ret == -EINVAL ? -EEXIST : ret;
 }
 
@@ -315,7 +327,7 @@ static bool split(struct job *j, uint64_t asked)
 	return true;
 }
 
-static inline void unsplit(struct job *j)
+static void unsplit(struct job *j)
 {
 	j->retries = 0;
 	if (j->chunk == j->chunk_max)
@@ -365,66 +377,58 @@ static int wake_left(struct job *j, int ret)
 			j->wake_from = j->pos;
 		j->wake_to = j->a->len;
 	}
-	if (j->wake_from == j->wake_to || mode_of(j->a))
+	if (j->wake_from == j->wake_to || j->a->flags & LIBUFFD_RESOLVE_DONTWAKE)
 		return ret;
 	woken = wake(j->u, j->a->start + j->wake_from, j->wake_to - j->wake_from);
 	return ret < 0 ? ret : woken;
 }
 
-static int run(const struct libuffd *u, const struct libuffd_answer *a, uint64_t *answered)
+static int ask_next(struct job *j)
 {
-	struct job j = { .u = u, .a = a };
-	int ret = 0;
+	size_t len = (size_t)min_u64(j->a->len - j->pos, j->chunk), did = 0;
+	uint64_t mode = mode_of(&kinds[j->a->kind], j->a->flags);
+	int ret;
+
+	if (zeros_are_copied(j->u, j->a))
+		ret = copy_zeros(j, len, mode, &did);
+	else
+		ret = ask(j->u, j->a, j->pos, len, mode, &did);
+	j->pos += did;
+	if (ret < 0)
+		return recover(j, ret, len, did);
+	unsplit(j);
+	return 0;
+}
+
+#define NOT_ASKED 1
+
+/* The long way. @ret and *@done are what a first call for all of it came to, or NOT_ASKED and 0. */
+static int run(const struct libuffd *u, const struct libuffd_answer *a, int ret, size_t *done)
+{
+	struct job j = { .u = u, .a = a, .pos = *done };
 
 	j.page = a->page_size ? a->page_size : u->page_size;
-	j.chunk_max = a->len;
-	if (is_protect(a->kind))
-		j.chunk_max = min_u64(a->len, PROTECT_CHUNK > j.page ? PROTECT_CHUNK : j.page);
+	j.chunk_max = min_u64(a->len, kinds[a->kind].most);
+	if (j.chunk_max < j.page)
+		j.chunk_max = j.page;
 	j.chunk = j.chunk_max;
 
-	while (j.pos < a->len && ret == 0) {
-		size_t len = (size_t)min_u64(a->len - j.pos, j.chunk), did;
-
-		ret = ask(&j, len, &did);
-		j.pos += did;
-		if (ret == 0)
-			unsplit(&j);
-		else
-			ret = recover(&j, ret, len, did);
-	}
+	ret = ret == NOT_ASKED ? 0 : recover(&j, ret, a->len, *done);
+	while (j.pos < a->len && ret == 0)
+		ret = ask_next(&j);
 	ret = wake_left(&j, ret);
 	if (j.huge_zeros)
 		sys_unmap(j.huge_zeros, (size_t)j.page);
-	*answered = j.pos;
+	*done = (size_t)j.pos;
 	return ret;
 }
 
-/* Which flags go with which kind. */
-static inline uint64_t flags_of(uint32_t kind)
-{
-	switch (kind) {
-	case LIBUFFD_ANSWER_COPY:
-	case LIBUFFD_ANSWER_ZERO:
-	case LIBUFFD_ANSWER_CONTINUE:
-		return LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_WP;
-	case LIBUFFD_ANSWER_MOVE:
-		return LIBUFFD_RESOLVE_DONTWAKE | LIBUFFD_RESOLVE_ALLOW_SRC_HOLES;
-	case LIBUFFD_ANSWER_POISON:
-	case LIBUFFD_ANSWER_UNPROTECT:
-	case LIBUFFD_ANSWER_RWUNPROTECT:
-		return LIBUFFD_RESOLVE_DONTWAKE;
-	default:
-		return 0;
-	}
-}
-
-static inline bool answer_ok(const struct libuffd *u, const struct libuffd_answer *a)
+static bool answer_ok(const struct libuffd *u, const struct libuffd_answer *a)
 {
 	uint64_t page = a->page_size ? a->page_size : u->page_size;
 	uint64_t last = a->len - 1;
 
-	if (a->kind < LIBUFFD_ANSWER_COPY || a->kind > LIBUFFD_ANSWER_RWUNPROTECT ||
-	    a->flags & ~flags_of(a->kind))
+	if (!kind_known(a) || a->flags & ~(uint64_t)kinds[a->kind].flags)
 		return false;
 	if (page < u->page_size || (page & (page - 1)))
 		return false;
@@ -442,8 +446,8 @@ static inline bool answer_ok(const struct libuffd *u, const struct libuffd_answe
 _Static_assert(sizeof(struct libuffd_answer) == ANSWER_LEAST, "grown: keep ANSWER_LEAST");
 
 /* A struct of our own size needs no copy; another is brought to it in @own. NULL: *ret says why. */
-static inline const struct libuffd_answer *get_answer(const struct libuffd_answer *from,
-						      struct libuffd_answer *own, int *ret)
+static const struct libuffd_answer *get_answer(const struct libuffd_answer *from,
+					       struct libuffd_answer *own, int *ret)
 {
 	if (from->size == sizeof(*from))
 		return from;
@@ -451,25 +455,44 @@ static inline const struct libuffd_answer *get_answer(const struct libuffd_answe
 	return *ret < 0 ? NULL : own;
 }
 
-int libuffd_resolve(const struct libuffd *u, const struct libuffd_answer *from, size_t *done)
+/* Everything but the plain case, whose first call came to @ret. */
+static __attribute__((noinline)) int
+resolve(const struct libuffd *u, const struct libuffd_answer *from, int ret, size_t *done)
 {
 	struct libuffd_answer own;
-	uint64_t answered;
-	int ret = -EINVAL;
+	const struct libuffd_answer *a = get_answer(from, &own, &ret);
 
-	if (done)
-		*done = 0;
-	if (!u || !from)
-		return -EINVAL;
-	from = get_answer(from, &own, &ret);
-	if (!from)
+	if (!a)
 		return ret;
-	if (!answer_ok(u, from))
+	return answer_ok(u, a) ? run(u, a, ret, done) : -EINVAL;
+}
+
+/*
+ * What nearly every answer is: one ioctl. The kernel looks at the ranges itself, so they need looking
+ * at here only once it has refused; what it would not see is seen here.
+ */
+static inline bool is_plain(const struct libuffd_answer *a)
+{
+	return a->size == sizeof(*a) && !(a->flags | a->page_size) && kind_known(a) &&
+	       a->len <= kinds[a->kind].most && (a->kind != LIBUFFD_ANSWER_COPY || a->data);
+}
+
+int libuffd_resolve(const struct libuffd *u, const struct libuffd_answer *a, size_t *done)
+{
+	int ret = NOT_ASKED;
+	size_t unused;
+
+	if (!done)
+		done = &unused;
+	*done = 0;
+	if (!u || !a)
 		return -EINVAL;
-	ret = run(u, from, &answered);
-	if (done)
-		*done = (size_t)answered;
-	return ret;
+	if (is_plain(a)) {
+		ret = ask(u, a, 0, (size_t)a->len, kinds[a->kind].mode, done);
+		if (ret == 0)
+			return 0;
+	}
+	return resolve(u, a, ret, done);
 }
 
 /* ---- In the faulting thread ----------------------------------------------------------------- */
@@ -495,7 +518,6 @@ static int answer_here(const struct libuffd *u, const struct libuffd_answer *reg
 		       uint64_t window, uint64_t address)
 {
 	struct libuffd_answer a = window_of(region, window, address);
-	uint64_t answered;
 	size_t done = 0;
 	int ret;
 
@@ -505,41 +527,41 @@ static int answer_here(const struct libuffd *u, const struct libuffd_answer *reg
 		 * missing one. What is poisoned already will not get better.
 		 */
 		a = window_of(region, page, address);
-		ret = fill(u, UAPI_IOC_POISON, a.start, (size_t)a.len, 0, &done);
+		ret = ask(u, &a, 0, (size_t)a.len, 0, &done);
 		return ret == -EEXIST ? 0 : ret < 0 ? ret : 1;
 	}
-	ret = run(u, &a, &answered);
+	ret = libuffd_resolve(u, &a, &done);
 	if (ret < 0 && ret != -EAGAIN && window > page) {
 		/* A neighbour could not be had; the page itself may. */
 		a = window_of(region, page, address);
-		ret = run(u, &a, &answered);
+		ret = libuffd_resolve(u, &a, &done);
 	}
 	return ret < 0 ? ret : 1;
 }
 
-int libuffd_sigbus(const struct libuffd *u, const struct libuffd_answer *from, size_t window,
+int libuffd_sigbus(const struct libuffd *u, const struct libuffd_answer *region, size_t window,
 		   uint64_t address, int code)
 {
 	struct libuffd_answer own;
 	int saved = errno, ret = -EINVAL;
 	uint64_t page;
 
-	if (!u || !from)
+	if (!u || !region)
 		return -EINVAL;
-	from = get_answer(from, &own, &ret);
-	if (!from)
+	region = get_answer(region, &own, &ret);
+	if (!region)
 		return ret;
-	if (!answer_ok(u, from) || is_protect(from->kind))
+	if (!answer_ok(u, region) || kinds[region->kind].protect)
 		return -EINVAL;
-	page = from->page_size ? from->page_size : u->page_size;
+	page = region->page_size ? region->page_size : u->page_size;
 	if (!window)
 		window = (size_t)page;
 	if (window < page || (window & (window - 1)))
 		return -EINVAL;
 	/* Real memory errors have codes of their own. */
-	if (code != BUS_ADRERR || address - from->start >= from->len)
+	if (code != BUS_ADRERR || address - region->start >= region->len)
 		return 0;
-	ret = answer_here(u, from, page, window, address);
+	ret = answer_here(u, region, page, window, address);
 	if (ret == -EAGAIN) {
 		/* The access will fault again, and find the layout settled sooner or later. */
 		sys_yield();

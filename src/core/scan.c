@@ -3,6 +3,7 @@
 #include "core.h"
 
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@ union scan_arg {
 
 struct libuffd_scanner {
 	int fd;
+	bool other;	   /* a process that may exit while we look */
 	uint32_t arg_size; /* that this kernel accepts */
 	uint64_t categories;
 };
@@ -74,6 +76,7 @@ int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
+	s->other = pid != 0;
 	s->fd = sys_open(path, O_RDONLY);
 	ret = s->fd;
 	if (ret >= 0) {
@@ -119,6 +122,17 @@ static int ranges_before_error(const struct libuffd_scan_range *out, size_t cap)
 	return (int)n;
 }
 
+/*
+ * To the scan an address space that was torn down is one with nothing in it. Reading pagemap tells
+ * them apart: an entry for page 0 there always is, as long as there is an address space.
+ */
+static bool has_exited(const struct libuffd_scanner *s)
+{
+	uint64_t entry;
+
+	return s->other && sys_pread(s->fd, &entry, sizeof(entry), 0) == 0;
+}
+
 #define ARGS_LEAST 64
 _Static_assert(sizeof(struct libuffd_scan_args) == ARGS_LEAST, "grown: keep ARGS_LEAST");
 
@@ -135,7 +149,7 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 	*walked = from->size >= ARGS_LEAST ? from->start : 0;
 	if (ret < 0)
 		return ret;
-	if (args.flags & ~SCAN_FLAGS || args.reserved)
+	if (args.flags & ~SCAN_FLAGS || args.reserved || args.end < args.start)
 		return -EINVAL;
 	if (cap > INT32_MAX)
 		cap = INT32_MAX;
@@ -167,6 +181,8 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 	}
 	if (n < 0)
 		return n;
+	if (n == 0 && has_exited(s))
+		return -ESRCH;
 	/*
 	 * When the walk stops for lack of room its end may lie before ranges that were handed out
 	 * already: going on there would tell of them twice.

@@ -45,6 +45,13 @@ ssize_t sys_read(int fd, void *buf, size_t len)
 	return n < 0 ? -errno : n;
 }
 
+ssize_t sys_pread(int fd, void *buf, size_t len, uint64_t offset)
+{
+	ssize_t n = pread(fd, buf, len, (off_t)offset);
+
+	return n < 0 ? -errno : n;
+}
+
 int sys_open(const char *path, int flags)
 {
 	int fd = open(path, flags | O_CLOEXEC);
@@ -113,6 +120,14 @@ ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
 	ssize_t n = recvmsg(fd, msg, flags);
 
 	return n < 0 ? -errno : n;
+}
+
+int sys_socket_domain(int fd)
+{
+	int domain = -1;
+	socklen_t len = sizeof(domain);
+
+	return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 ? -errno : domain;
 }
 
 int sys_wait_writable(int fd)

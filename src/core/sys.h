@@ -16,6 +16,7 @@ int sys_userfaultfd(int flags);
 int sys_ioctl(int fd, unsigned long request, void *arg);
 int sys_ioctl_value(int fd, unsigned long request, unsigned long value);
 ssize_t sys_read(int fd, void *buf, size_t len);
+ssize_t sys_pread(int fd, void *buf, size_t len, uint64_t offset);
 int sys_open(const char *path, int flags);
 int sys_close(int fd);
 int sys_fd_flags(int fd);
@@ -29,6 +30,8 @@ void *sys_map_zeros(size_t len);
 void sys_unmap(void *addr, size_t len);
 ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags);
 ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags);
+/* AF_UNIX and so on */
+int sys_socket_domain(int fd);
 /* Wait until the socket takes more. */
 int sys_wait_writable(int fd);
 

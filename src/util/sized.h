@@ -30,6 +30,9 @@ static inline int sized_get(void *dst, size_t known, size_t least, const void *s
 			return -E2BIG;
 	memset(dst, 0, known);
 	memcpy(dst, src, size < known ? size : known);
+	/* The copy is ours, and may go on to where the size is looked at again. */
+	size = (uint32_t)known;
+	memcpy(dst, &size, sizeof(size));
 	return 0;
 }
 

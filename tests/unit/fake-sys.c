@@ -7,6 +7,7 @@ void fake_reset(void)
 {
 	memset(&fake, 0, sizeof(fake));
 	fake.page = FAKE_PAGE;
+	fake.domain = AF_UNIX;
 }
 
 int fake_fd(void)
@@ -47,6 +48,17 @@ int sys_ioctl_value(int fd, unsigned long request, unsigned long value)
 ssize_t sys_read(int fd, void *buf, size_t len)
 {
 	return fake.read ? fake.read(fd, buf, len) : -ENOSYS;
+}
+
+ssize_t sys_pread(int fd, void *buf, size_t len, uint64_t offset)
+{
+	return fake.pread ? fake.pread(fd, buf, len, offset) : (ssize_t)len;
+}
+
+int sys_socket_domain(int fd)
+{
+	(void)fd;
+	return fake.domain;
 }
 
 int sys_open(const char *path, int flags)

@@ -32,7 +32,9 @@ struct fake {
 	int (*stat)(const char *path, struct stat *st);
 	ssize_t (*sendmsg)(int fd, const struct msghdr *msg, int flags);
 	ssize_t (*recvmsg)(int fd, struct msghdr *msg, int flags);
+	ssize_t (*pread)(int fd, void *buf, size_t len, uint64_t offset);
 	int capable;
+	int domain; /* of every socket */
 	size_t page;
 
 	unsigned int ioctls; /* calls so far */

@@ -92,6 +92,20 @@ static void send_passes_errors_on(void **state)
 	free(u);
 }
 
+/* TCP would send the bytes without the descriptor, and call it a success. */
+static void send_insists_on_a_unix_socket(void **state)
+{
+	struct libuffd *u = sender();
+
+	(void)state;
+	fake.domain = AF_INET;
+	assert_int_equal(libuffd_send(9, u, "hello", 5), -EOPNOTSUPP);
+	fake.domain = -ENOTSOCK;
+	assert_int_equal(libuffd_send(9, u, "hello", 5), -ENOTSOCK);
+	assert_int_equal(wire.calls, 0);
+	free(u);
+}
+
 /* ---- Receiving ---------------------------------------------------------------------------------- */
 
 static struct {
@@ -253,6 +267,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(send_in_one_go),
 	cmocka_unit_test(send_joins_parts),
 	cmocka_unit_test(send_passes_errors_on),
+	cmocka_unit_test(send_insists_on_a_unix_socket),
 	cmocka_unit_test(recv_knows_the_owners_features),
 	cmocka_unit_test(recv_closes_all_that_it_does_not_return),
 	cmocka_unit_test(recv_refuses_other_descriptors),

@@ -104,13 +104,14 @@ static int kernel_ioctl(int fd, unsigned long request, void *arg)
 	(void)fd;
 	assert_true(request == UAPI_IOC_API);
 	kernel.handshakes++;
-	if (api->api != UAPI_API || want & ~kernel.supported) {
-		memset(api, 0, sizeof(*api));
-		return -EINVAL;
-	}
+	/* In the kernel's order: permission before existence. */
 	if (want & LIBUFFD_FEATURE_EVENT_FORK && kernel.fork_denied) {
 		memset(api, 0, sizeof(*api));
 		return -EPERM;
+	}
+	if (api->api != UAPI_API || want & ~kernel.supported) {
+		memset(api, 0, sizeof(*api));
+		return -EINVAL;
 	}
 	kernel.enabled = want;
 	api->features = kernel.supported;

@@ -736,14 +736,15 @@ static void random_kernels(void **state)
 
 /* ---- Bad answers ------------------------------------------------------------------------------- */
 
-static void bad_answers_do_not_reach_the_kernel(void **state)
+/* Ranges that make no sense: the kernel sees that before it does anything, and so may be asked. */
+static int refuse_ranges(int fd, unsigned long request, void *arg)
 {
-	struct libuffd *u = model(0);
-	struct libuffd_answer good = answer(LIBUFFD_ANSWER_COPY, 0, 4), a;
-	size_t done = 99;
+	(void)fd;
+	(void)request;
+	(void)arg;
+	return mem.layout_changes ? -EAGAIN : -EINVAL;
+}
 
-	(void)state;
-	mem_reset();
 #define REFUSED(change)                                                   \
 	do {                                                              \
 		a = good;                                                 \
@@ -752,30 +753,57 @@ static void bad_answers_do_not_reach_the_kernel(void **state)
 		assert_int_equal(libuffd_resolve(u, &a, &done), -EINVAL); \
 		assert_int_equal(done, 0);                                \
 	} while (0)
+
+static void bad_answers_do_not_reach_the_kernel(void **state)
+{
+	struct libuffd *u = model(0);
+	struct libuffd_answer good = answer(LIBUFFD_ANSWER_COPY, 0, 4), a;
+	size_t done = 99;
+
+	(void)state;
+	mem_reset();
 	REFUSED(a.size = 0);
 	REFUSED(a.size = sizeof(a) - 8);
 	REFUSED(a.kind = 0);
 	REFUSED(a.kind = 10);
+	REFUSED(a.kind = UINT32_MAX);
 	REFUSED(a.flags = 8);
 	REFUSED(a.flags = LIBUFFD_RESOLVE_ALLOW_SRC_HOLES);
 	REFUSED(a.kind = LIBUFFD_ANSWER_POISON; a.flags = LIBUFFD_RESOLVE_WP);
 	REFUSED(a.kind = LIBUFFD_ANSWER_PROTECT; a.flags = LIBUFFD_RESOLVE_DONTWAKE);
-	REFUSED(a.start++);
-	REFUSED(a.len++);
-	REFUSED(a.len = 0);
-	REFUSED(a.start = UINT64_MAX - PAGE + 1; a.len = 2 * PAGE);
-	REFUSED(a.start = 0; a.len = UINT64_MAX - PAGE + 1; a.start = PAGE * 2);
 	REFUSED(a.page_size = 3);
 	REFUSED(a.page_size = PAGE / 2);
 	REFUSED(a.page_size = 3 * PAGE);
 	REFUSED(a.page_size = 8 * PAGE);
 	REFUSED(a.data = NULL);
-	REFUSED(a.data = (const void *)(UINTPTR_MAX - PAGE));
-	REFUSED(a.kind = LIBUFFD_ANSWER_MOVE; a.from = BASE + 1);
-	REFUSED(a.kind = LIBUFFD_ANSWER_MOVE; a.from = UINT64_MAX - PAGE + 1);
 	assert_int_equal(libuffd_resolve(NULL, &good, &done), -EINVAL);
 	assert_int_equal(libuffd_resolve(u, NULL, &done), -EINVAL);
 	assert_int_equal(fake.ioctls, 0);
+	free(u);
+}
+
+static void bad_ranges_are_invalid_whatever_the_kernel_says_first(void **state)
+{
+	struct libuffd *u = model(LIBUFFD_FEATURE_EVENT_REMOVE);
+	struct libuffd_answer good = answer(LIBUFFD_ANSWER_COPY, 0, 4), a;
+	size_t done = 99;
+
+	(void)state;
+	mem_reset();
+	fake.ioctl = refuse_ranges;
+	for (int changing = 0; changing < 2; changing++) {
+		mem.layout_changes = changing;
+		REFUSED(a.start++);
+		REFUSED(a.len++);
+		REFUSED(a.len = 0);
+		REFUSED(a.start = UINT64_MAX - PAGE + 1; a.len = 2 * PAGE);
+		REFUSED(a.start = PAGE * 2; a.len = UINT64_MAX - PAGE + 1);
+		REFUSED(a.data = (const void *)(UINTPTR_MAX - PAGE));
+		REFUSED(a.kind = LIBUFFD_ANSWER_MOVE; a.from = BASE + 1);
+		REFUSED(a.kind = LIBUFFD_ANSWER_MOVE; a.from = UINT64_MAX - PAGE + 1);
+	}
+	/* One call each, and no search for a border that is not there. */
+	assert_true(fake.ioctls <= 16);
 	free(u);
 }
 
@@ -795,8 +823,10 @@ static void a_longer_answer_is_taken_if_it_says_no_more(void **state)
 	assert_int_equal(libuffd_resolve(u, &later.a, &done), 0);
 	assert_int_equal(done, 4 * PAGE);
 	assert_true(mem.page[3].source == SOURCE + 3 * PAGE);
+	assert_int_equal(libuffd_sigbus(u, &later.a, 0, BASE + PAGE, BUS_ADRERR), 1);
 	later.more[1] = 1;
 	assert_int_equal(libuffd_resolve(u, &later.a, &done), -E2BIG);
+	assert_int_equal(libuffd_sigbus(u, &later.a, 0, BASE + PAGE, BUS_ADRERR), -E2BIG);
 	later.a.size = UINT32_MAX;
 	assert_int_equal(libuffd_resolve(u, &later.a, &done), -E2BIG);
 	free(u);
@@ -916,6 +946,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(protection_goes_in_chunks),
 	cmocka_unit_test(random_kernels),
 	cmocka_unit_test(bad_answers_do_not_reach_the_kernel),
+	cmocka_unit_test(bad_ranges_are_invalid_whatever_the_kernel_says_first),
 	cmocka_unit_test(a_longer_answer_is_taken_if_it_says_no_more),
 	cmocka_unit_test(sigbus_answers_what_is_ours),
 	cmocka_unit_test(sigbus_helps_the_page_when_a_neighbour_fails),

@@ -167,6 +167,35 @@ static void what_was_taken_before_an_error_is_returned(void **state)
 	libuffd_scan_close(s);
 }
 
+static ssize_t no_entry(int fd, void *buf, size_t len, uint64_t offset)
+{
+	(void)fd;
+	(void)buf;
+	(void)len;
+	assert_true(offset == 0);
+	return 0;
+}
+
+/* "Nothing was written" must not be the answer for a process that is no more. */
+static void an_exited_process_is_not_an_idle_one(void **state)
+{
+	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_scan_range out[4];
+	struct libuffd_scanner *s;
+	uint64_t walked;
+
+	(void)state;
+	new_kernel();
+	args.start = 0x1000;
+	args.end = kernel.walk_end = 0x100000;
+	assert_int_equal(libuffd_scan_open(1234, &s), 0);
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), 0);
+	fake.pread = no_entry;
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), -ESRCH);
+	assert_true(walked == args.start);
+	libuffd_scan_close(s);
+}
+
 static void arguments_arrive_as_they_are(void **state)
 {
 	struct libuffd_scan_args args = { sizeof(args), 0, 3, 0x1000, 0x9000, 1, 2, 4, 8 };
@@ -205,6 +234,10 @@ static void bad_arguments_do_not_reach_the_kernel(void **state)
 	args.reserved = 1;
 	assert_int_equal(libuffd_scan(s, &args, out, 1, &walked), -EINVAL);
 	args = good;
+	args.start = 0x2000;
+	args.end = 0x1000;
+	assert_int_equal(libuffd_scan(s, &args, out, 1, &walked), -EINVAL);
+	args = good;
 	args.size = 8;
 	assert_int_equal(libuffd_scan(s, &args, out, 1, &walked), -EINVAL);
 	args.size = UINT32_MAX;
@@ -219,6 +252,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(open_passes_refusals_on),
 	cmocka_unit_test(resuming_never_tells_twice),
 	cmocka_unit_test(what_was_taken_before_an_error_is_returned),
+	cmocka_unit_test(an_exited_process_is_not_an_idle_one),
 	cmocka_unit_test(arguments_arrive_as_they_are),
 	cmocka_unit_test(bad_arguments_do_not_reach_the_kernel),
 };
