@@ -174,7 +174,9 @@ struct libuffd_open_opts {
  *
  * Some features change what the program sees as soon as they are enabled: the EVENT_* ones make
  * fork, mremap, madvise and munmap wait until their event is read, and SIGBUS turns messages into
- * signals. Do not ask for everything.
+ * signals. Do not ask for everything. With EVENT_FORK in one's own process mind that fork(3) holds
+ * the locks of malloc while it waits for the event to be read: the reading thread must not allocate
+ * before it reads.
  *
  * Return 0 and the handle in *@out, which the caller must close; or a negative errno and NULL:
  *   -EINVAL      unknown flag, contradictory flags, bad size, @out is NULL; RWP_ASYNC without RWP
@@ -216,7 +218,8 @@ LIBUFFD_EXPORT int libuffd_adopt(int fd, const struct libuffd_open_opts *opts,
  *
  * When the last descriptor of a userfaultfd is closed the kernel unregisters its ranges, lets
  * every waiting thread go, and gives them zero-filled pages: data that was still to be supplied is
- * lost without a word. Unregister or poison first what must not read as zeros.
+ * lost without a word. Unregister or poison first what must not read as zeros. A thread that waits
+ * for its FORK event to be read is not let go: the child that it makes holds a descriptor already.
  */
 LIBUFFD_EXPORT void libuffd_close(struct libuffd *u);
 

@@ -416,9 +416,10 @@ static int run(const struct libuffd *u, const struct libuffd_answer *a, int ret,
 	ret = ret == NOT_ASKED ? 0 : recover(&j, ret, a->len, *done);
 	while (j.pos < a->len && ret == 0)
 		ret = ask_next(&j);
-	ret = wake_left(&j, ret);
+	/* Before anybody is woken: the zeros may have been mapped where his own memory was. */
 	if (j.huge_zeros)
 		sys_unmap(j.huge_zeros, (size_t)j.page);
+	ret = wake_left(&j, ret);
 	*done = (size_t)j.pos;
 	return ret;
 }

@@ -74,6 +74,16 @@ version_matches()
 	test "$(pc --modversion) 0" = "$(LD_LIBRARY_PATH=$work/prefix/lib "$work/shared")"
 }
 
+# The README's program, pasted: the first block of C in it, which is examples/first.c too.
+readme()
+{
+	awk '/^```c$/ { on = 1; next } /^```$/ { if (on) exit } on' "$top/README.md" >"$work/first.c"
+	tail -n +2 "$top/examples/first.c" | diff - "$work/first.c" &&
+		cc "$work/first.c" $(pc --cflags --libs) -o "$work/first" &&
+		LD_LIBRARY_PATH=$work/prefix/lib "$work/first" | tee "$work/out" &&
+		grep -q '^page 0 was made for fault 4$' "$work/out"
+}
+
 subproject()
 {
 	mkdir -p "$work/project/subprojects"
@@ -93,6 +103,7 @@ try "pkg-config --cflags --libs, shared, C11" shared
 try "pkg-config --static" static
 try "C++17" plus_plus
 try "pkg-config's version is the library's" version_matches
+try "the README's program, pasted" readme
 try "Meson subproject" subproject
 echo "1..$n"
 exit $failed

@@ -103,12 +103,14 @@ void sys_yield(void)
 
 void *sys_map_zeros(size_t len)
 {
+	fake.mapped++;
 	return calloc(1, len);
 }
 
 void sys_unmap(void *addr, size_t len)
 {
 	(void)len;
+	fake.mapped--;
 	free(addr);
 }
 

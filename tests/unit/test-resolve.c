@@ -324,6 +324,8 @@ static int model_ioctl(int fd, unsigned long request, void *arg)
 	case UAPI_IOC_RWPROTECT:
 		return model_protect(arg);
 	case UAPI_IOC_WAKE:
+		/* Zeros of ours may lie where a waiter's memory was: gone before he looks. */
+		assert_int_equal(fake.mapped, 0);
 		mem.wakes++;
 		for (uint64_t at = r->start; at < r->start + r->len; at += PAGE)
 			mem.page[(at - BASE) / PAGE].asleep = false;

@@ -1,0 +1,525 @@
+/* SPDX-License-Identifier: MIT */
+#include "kernel.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+const char *const mem_name[MEM_KINDS] = {
+	[MEM_ANON] = "anonymous",
+	[MEM_SHMEM_PRIVATE] = "private shmem",
+	[MEM_SHMEM_SHARED] = "shared shmem",
+	[MEM_HUGETLB_PRIVATE] = "private hugetlb",
+	[MEM_HUGETLB_SHARED] = "shared hugetlb",
+};
+
+void requires(uint64_t features)
+{
+	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
+	uint64_t lacking;
+
+	assert_int_equal(libuffd_probe(&caps), 0);
+	lacking = features & ~(caps.features & ~caps.denied);
+	if (lacking) {
+		const char *name = libuffd_feature_name(lacking & -lacking);
+
+		SKIP("this kernel or process has no %s", name ? name : "such feature");
+	}
+}
+
+size_t page_size(void)
+{
+	return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The default huge page size, as hugetlb memory without a size of its own has it. */
+static size_t huge_page_size(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	size_t kib = 0;
+
+	if (!f)
+		return 0;
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Hugepagesize: %zu kB", &kib) == 1)
+			break;
+	fclose(f);
+	return kib * 1024;
+}
+
+size_t mem_page_size(enum mem_kind kind)
+{
+	return mem_is_hugetlb(kind) ? huge_page_size() : page_size();
+}
+
+void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
+{
+	int flags = mem_is_shared(kind) ? MAP_SHARED : MAP_PRIVATE;
+
+	memset(m, 0, sizeof(*m));
+	m->kind = kind;
+	m->memfd = -1;
+	m->page = mem_page_size(kind);
+	if (!m->page)
+		SKIP("this kernel has no huge pages");
+	m->len = pages * m->page;
+	if (kind == MEM_ANON) {
+		flags |= MAP_ANONYMOUS;
+	} else {
+		m->memfd = memfd_create("libuffd-test",
+					MFD_CLOEXEC | (mem_is_hugetlb(kind) ? MFD_HUGETLB : 0));
+		assert_true(m->memfd >= 0);
+		assert_int_equal(ftruncate(m->memfd, (off_t)m->len), 0);
+	}
+	m->addr = mmap(NULL, m->len, PROT_READ | PROT_WRITE, flags, m->memfd, 0);
+	if (m->addr == MAP_FAILED && mem_is_hugetlb(kind)) {
+		close(m->memfd);
+		SKIP("no huge pages are to be had");
+	}
+	assert_ptr_not_equal(m->addr, MAP_FAILED);
+	/* Tests count pages of the page size they ask for; a THP would be one fault for 512. */
+	if (!mem_is_hugetlb(kind))
+		madvise(m->addr, m->len, MADV_NOHUGEPAGE);
+	m->start = (uintptr_t)m->addr;
+	if (m->memfd >= 0 && mem_is_shared(kind)) {
+		m->alias = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED, m->memfd, 0);
+		assert_ptr_not_equal(m->alias, MAP_FAILED);
+		if (!mem_is_hugetlb(kind))
+			madvise(m->alias, m->len, MADV_NOHUGEPAGE);
+	}
+}
+
+void mem_unmap(struct mem *m)
+{
+	if (m->alias)
+		munmap(m->alias, m->len);
+	munmap(m->addr, m->len);
+	if (m->memfd >= 0)
+		close(m->memfd);
+	memset(m, 0, sizeof(*m));
+}
+
+unsigned char *page_of(const struct mem *m, size_t pages, unsigned char byte)
+{
+	unsigned char *p = malloc(pages * m->page);
+
+	assert_non_null(p);
+	memset(p, byte, pages * m->page);
+	return p;
+}
+
+bool all_bytes(const void *p, size_t len, unsigned char byte)
+{
+	const unsigned char *b = p;
+
+	for (size_t i = 0; i < len; i++)
+		if (b[i] != byte)
+			return false;
+	return true;
+}
+
+/* ---- Huge pages: reserved for the run, put back as found -------------------------------------- */
+
+#define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
+static long huge_before = -1;
+/* Holds a lock as long as the number is ours: it is the machine's, and so may be other runs' too. */
+static int huge_lock = -1;
+
+static long huge_read(void)
+{
+	FILE *f = fopen(NR_HUGEPAGES, "r");
+	long n = -1;
+
+	if (!f)
+		return -1;
+	if (fscanf(f, "%ld", &n) != 1)
+		n = -1;
+	fclose(f);
+	return n;
+}
+
+/* Without stdio: the watchdog calls it too, whatever it interrupted. */
+static int huge_write(long n)
+{
+	int fd = open(NR_HUGEPAGES, O_WRONLY | O_CLOEXEC);
+	char text[24];
+	size_t at = sizeof(text);
+	ssize_t written;
+
+	if (fd < 0)
+		return -1;
+	do {
+		text[--at] = (char)('0' + n % 10);
+		n /= 10;
+	} while (n);
+	written = write(fd, text + at, sizeof(text) - at);
+	close(fd);
+	return written < 0 ? -1 : 0;
+}
+
+int huge_reserve(unsigned int pages)
+{
+	long before;
+
+	if (huge_lock < 0) {
+		huge_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
+		if (huge_lock < 0)
+			return -1;
+		flock(huge_lock, LOCK_EX);
+	}
+	before = huge_read();
+	if (before < 0)
+		return -1;
+	if (before >= (long)pages)
+		return 0;
+	if (huge_write(pages))
+		return -1;
+	if (huge_before < 0)
+		huge_before = before;
+	return huge_read() >= (long)pages ? 0 : -1;
+}
+
+void huge_restore(void)
+{
+	if (huge_before >= 0)
+		huge_write(huge_before);
+	huge_before = -1;
+	if (huge_lock >= 0) {
+		flock(huge_lock, LOCK_UN);
+		close(huge_lock);
+	}
+	huge_lock = -1;
+}
+
+/* ---- userfaultfd ---------------------------------------------------------------------------- */
+
+struct libuffd *uffd_with(uint64_t features)
+{
+	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
+	struct libuffd *u = NULL;
+
+	opts.required = features;
+	assert_int_equal(libuffd_open(&opts, &u), 0);
+	assert_non_null(u);
+	return u;
+}
+
+uint64_t mem_register(const struct libuffd *u, const struct mem *m, uint64_t modes)
+{
+	uint64_t ioctls = 0;
+
+	assert_int_equal(libuffd_register(u, m->start, m->len, modes, &ioctls), 0);
+	return ioctls;
+}
+
+unsigned long waiters(const struct libuffd *u)
+{
+	char path[64], line[128];
+	unsigned long n = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", libuffd_fd(u));
+	f = fopen(path, "r");
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "total: %lu", &n) == 1)
+			break;
+	fclose(f);
+	return n;
+}
+
+void wait_waiters(const struct libuffd *u, unsigned long n)
+{
+	while (waiters(u) < n)
+		sched_yield();
+}
+
+struct libuffd_event next_event(const struct libuffd *u)
+{
+	struct libuffd_event ev;
+	int n;
+
+	do {
+		struct pollfd p = { .fd = libuffd_fd(u), .events = POLLIN };
+
+		assert_int_equal(poll(&p, 1, -1), 1);
+		n = libuffd_read_events(u, &ev, 1);
+	} while (n == -EAGAIN);
+	assert_int_equal(n, 1);
+	return ev;
+}
+
+struct libuffd_event expect_event(const struct libuffd *u, uint32_t type)
+{
+	struct libuffd_event ev = next_event(u);
+
+	assert_int_equal(ev.type, type);
+	return ev;
+}
+
+void expect_no_event(const struct libuffd *u)
+{
+	struct libuffd_event ev;
+
+	assert_int_equal(libuffd_read_events(u, &ev, 1), -EAGAIN);
+}
+
+/* ---- Touching ------------------------------------------------------------------------------- */
+
+static _Thread_local sigjmp_buf touch_env;
+static _Thread_local volatile sig_atomic_t touching;
+
+static void on_fatal(int sig)
+{
+	if (touching)
+		siglongjmp(touch_env, sig);
+	/* Not an access of touch(): die of it, as without us. */
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+/* No sanitizer checks: the address is none that they know, and the access may not return. */
+__attribute__((no_sanitize("address", "thread"))) static void access_byte(void *addr, bool write,
+									  unsigned char *byte)
+{
+	volatile unsigned char *p = addr;
+
+	if (write)
+		*p = *byte;
+	else
+		*byte = *p;
+}
+
+/* Apart from its callers: what they keep in registers a siglongjmp() would throw away. */
+__attribute__((noinline)) static int try_access(void *addr, bool write, unsigned char *byte)
+{
+	int sig = sigsetjmp(touch_env, 1);
+
+	if (!sig) {
+		touching = 1;
+		access_byte(addr, write, byte);
+	}
+	touching = 0;
+	return sig;
+}
+
+int touch(void *addr, bool write, unsigned char *byte)
+{
+	struct sigaction sa = { .sa_handler = on_fatal }, old_segv, old_bus;
+	unsigned char none = 0;
+	int sig;
+
+	sigaction(SIGSEGV, &sa, &old_segv);
+	sigaction(SIGBUS, &sa, &old_bus);
+	sig = try_access(addr, write, byte ? byte : &none);
+	sigaction(SIGSEGV, &old_segv, NULL);
+	sigaction(SIGBUS, &old_bus, NULL);
+	return sig;
+}
+
+static void *fault_thread(void *arg)
+{
+	struct faulter *f = arg;
+	unsigned char byte = f->byte;
+
+	atomic_store(&f->tid, (int)syscall(SYS_gettid));
+	/* The handlers are the process's; only the jump's target is this thread's own. */
+	f->signal = try_access((void *)(uintptr_t)f->addr, f->write, &byte);
+	f->byte = byte;
+	atomic_store(&f->done, true);
+	return NULL;
+}
+
+void faulter_start(struct faulter *f, void *addr, bool write, unsigned char byte)
+{
+	struct sigaction sa = { .sa_handler = on_fatal };
+
+	/* Ours for good: a test ends with all its faulters joined, and touching says whose it is. */
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
+	memset(f, 0, sizeof(*f));
+	f->addr = addr;
+	f->write = write;
+	f->byte = byte;
+	assert_int_equal(pthread_create(&f->thread, NULL, fault_thread, f), 0);
+}
+
+void faulter_join(struct faulter *f)
+{
+	assert_int_equal(pthread_join(f->thread, NULL), 0);
+}
+
+int count_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	int n = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* ---- Memory and a userfaultfd together ------------------------------------------------------- */
+
+uint64_t mem_features(enum mem_kind kind, uint64_t modes)
+{
+	bool hugetlb = mem_is_hugetlb(kind);
+	uint64_t features = 0;
+
+	if ((modes & LIBUFFD_MODE_MISSING) && kind != MEM_ANON)
+		features |= hugetlb ? LIBUFFD_FEATURE_MISSING_HUGETLBFS
+				    : LIBUFFD_FEATURE_MISSING_SHMEM;
+	if (modes & LIBUFFD_MODE_WP)
+		features |= LIBUFFD_FEATURE_PAGEFAULT_FLAG_WP |
+			    (kind == MEM_ANON ? 0 : LIBUFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+	if (modes & LIBUFFD_MODE_MINOR)
+		features |= hugetlb ? LIBUFFD_FEATURE_MINOR_HUGETLBFS : LIBUFFD_FEATURE_MINOR_SHMEM;
+	if (modes & LIBUFFD_MODE_RWP)
+		features |= LIBUFFD_FEATURE_RWP;
+	return features;
+}
+
+void mem_fill_file(const struct mem *m, size_t page, unsigned char byte)
+{
+	unsigned char *p = mmap(NULL, m->page, PROT_READ | PROT_WRITE, MAP_SHARED, m->memfd,
+				(off_t)(page * m->page));
+
+	assert_ptr_not_equal(p, MAP_FAILED);
+	/* A huge page in the cache would also be a page for its neighbours. */
+	if (!mem_is_hugetlb(m->kind))
+		madvise(p, m->page, MADV_NOHUGEPAGE);
+	memset(p, byte, m->page);
+	munmap(p, m->page);
+}
+
+void rig_up(struct rig *r, enum mem_kind kind, size_t pages, uint64_t modes, uint64_t features)
+{
+	features |= mem_features(kind, modes);
+	requires(features);
+	mem_map(&r->m, kind, pages);
+	r->u = uffd_with(features);
+	mem_register(r->u, &r->m, modes);
+}
+
+void rig_down(struct rig *r)
+{
+	libuffd_close(r->u);
+	mem_unmap(&r->m);
+}
+
+/* ---- TAP ------------------------------------------------------------------------------------ */
+
+/*
+ * cmocka 1.1.5 prints a skipped test as "not ok 3 # SKIP name", which TAP reads as a failure
+ * (later releases say "ok"). A child between us and stdout puts that right, and moves the reason
+ * that SKIP() gave before into the line.
+ */
+#define TAP_END "# end"
+
+static void tap_line(const char *line, char *reason, size_t cap)
+{
+	unsigned int number;
+	int name = 0;
+
+	if (!strncmp(line, "# SKIP: ", 8)) {
+		snprintf(reason, cap, "%s", line + 8);
+		return;
+	}
+	if ((sscanf(line, "not ok %u # SKIP %n", &number, &name) == 1 && name) ||
+	    (sscanf(line, "ok %u # SKIP %n", &number, &name) == 1 && name)) {
+		printf("ok %u - %s # SKIP %s\n", number, line + name, reason);
+		*reason = '\0';
+		return;
+	}
+	printf("%s\n", line);
+}
+
+/* Not until the end of the pipe: a test that failed may have left a process that holds it open. */
+static void tap_filter(int fd)
+{
+	FILE *in = fdopen(fd, "r");
+	char *line = NULL, reason[256] = "";
+	size_t cap = 0;
+
+	while (in && getline(&line, &cap, in) > 0) {
+		line[strcspn(line, "\n")] = '\0';
+		if (!strcmp(line, TAP_END))
+			break;
+		tap_line(line, reason, sizeof(reason));
+		fflush(stdout);
+	}
+	free(line);
+}
+
+static pid_t tap_begin(void)
+{
+	pid_t pid;
+	int fd[2];
+
+	if (pipe(fd))
+		return -1;
+	fflush(stdout);
+	pid = fork();
+	if (!pid) {
+		close(fd[1]);
+		tap_filter(fd[0]);
+		_exit(0);
+	}
+	if (pid > 0)
+		dup2(fd[1], STDOUT_FILENO);
+	close(fd[0]);
+	close(fd[1]);
+	return pid;
+}
+
+static void tap_end(pid_t filter)
+{
+	printf(TAP_END "\n");
+	fflush(stdout);
+	waitpid(filter, NULL, 0);
+}
+
+/* ---- main ----------------------------------------------------------------------------------- */
+
+/* A test that hangs must fail, with its name on the screen, not stop the whole run. */
+#define WATCHDOG_SECONDS 300
+
+static void on_watchdog(int sig)
+{
+	static const char text[] = "Bail out! a test hangs\n";
+
+	huge_restore();
+	if (write(STDOUT_FILENO, text, sizeof(text) - 1) < 0)
+		_exit(1);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+int run_kernel_tests(const char *name, const struct CMUnitTest *tests, size_t n,
+		     CMFixtureFunction setup, CMFixtureFunction teardown)
+{
+	pid_t filter;
+	int failed;
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	filter = tap_begin();
+	if (filter < 0) {
+		printf("Bail out! no process for the output: %s\n", strerror(errno));
+		return 1;
+	}
+	signal(SIGALRM, on_watchdog);
+	alarm(WATCHDOG_SECONDS);
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	failed = _cmocka_run_group_tests(name, tests, n, setup, teardown);
+	huge_restore();
+	tap_end(filter);
+	return failed ? 1 : 0;
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/* What the tests against the real kernel share: memory of every kind, faulting threads, skips. */
+#ifndef TESTS_KERNEL_H
+#define TESTS_KERNEL_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include <uffd/uffd.h>
+
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+
+/* ---- Skipping: always with the reason, as a TAP comment --------------------------------------- */
+
+#define SKIP(...)                               \
+	do {                                    \
+		printf("# SKIP: " __VA_ARGS__); \
+		printf("\n");                   \
+		fflush(stdout);                 \
+		skip();                         \
+	} while (0)
+
+/* Skip unless the kernel offers all of @features to this process. */
+void requires(uint64_t features);
+#define REQUIRES(features) requires(features)
+
+/* ---- Memory --------------------------------------------------------------------------------- */
+
+enum mem_kind {
+	MEM_ANON,
+	MEM_SHMEM_PRIVATE,
+	MEM_SHMEM_SHARED,
+	MEM_HUGETLB_PRIVATE,
+	MEM_HUGETLB_SHARED,
+	MEM_KINDS
+};
+
+struct mem {
+	enum mem_kind kind;
+	unsigned char *addr;
+	uint64_t start;	      /* addr as a number */
+	size_t len;	      /* bytes */
+	size_t page;	      /* page size of this memory */
+	int memfd;	      /* behind it, or -1 */
+	unsigned char *alias; /* a second mapping of the memfd, never registered; or NULL */
+};
+
+extern const char *const mem_name[MEM_KINDS];
+static inline bool mem_is_hugetlb(enum mem_kind kind)
+{
+	return kind == MEM_HUGETLB_PRIVATE || kind == MEM_HUGETLB_SHARED;
+}
+static inline bool mem_is_shared(enum mem_kind kind)
+{
+	return kind == MEM_SHMEM_SHARED || kind == MEM_HUGETLB_SHARED;
+}
+
+/* Map @pages fresh pages. For hugetlb it needs huge_reserve() first; skips without huge pages. */
+void mem_map(struct mem *m, enum mem_kind kind, size_t pages);
+void mem_unmap(struct mem *m);
+size_t mem_page_size(enum mem_kind kind);
+static inline unsigned char *mem_page(const struct mem *m, size_t n)
+{
+	return m->addr + n * m->page;
+}
+static inline uint64_t mem_at(const struct mem *m, size_t n)
+{
+	return m->start + n * m->page;
+}
+
+/* A buffer of @pages pages of the size of @m, filled with @byte; free() it. */
+unsigned char *page_of(const struct mem *m, size_t pages, unsigned char byte);
+bool all_bytes(const void *p, size_t len, unsigned char byte);
+
+/* Reserve huge pages of the default size, and put the number back as it was. */
+int huge_reserve(unsigned int pages); /* 0, or -1: cannot be had here */
+void huge_restore(void);
+
+/* ---- A userfaultfd for a test ------------------------------------------------------------------ */
+
+/* Open with these features required, non-blocking; fails the test if it cannot. */
+struct libuffd *uffd_with(uint64_t features);
+/* mem_map + libuffd_register; returns the ioctl mask. */
+uint64_t mem_register(const struct libuffd *u, const struct mem *m, uint64_t modes);
+
+/* fdinfo: threads that wait, whether or not their message was read. */
+unsigned long waiters(const struct libuffd *u);
+/* Spin, yielding, until at least @n threads wait. */
+void wait_waiters(const struct libuffd *u, unsigned long n);
+/* poll(2) until readable, then read one event. */
+struct libuffd_event next_event(const struct libuffd *u);
+/* The same, and it must be of this type. */
+struct libuffd_event expect_event(const struct libuffd *u, uint32_t type);
+/* Nothing there to read. */
+void expect_no_event(const struct libuffd *u);
+
+/* ---- A thread that touches memory ------------------------------------------------------------------ */
+
+struct faulter {
+	pthread_t thread;
+	volatile unsigned char *addr;
+	bool write;
+	unsigned char byte; /* what it writes, or what it read */
+	int signal;	    /* 0, or the signal that the access died of */
+	atomic_bool done;
+	atomic_int tid; /* its kernel thread id */
+};
+
+void faulter_start(struct faulter *f, void *addr, bool write, unsigned char byte);
+void faulter_join(struct faulter *f);
+
+/* Access one byte in this thread: 0, or SIGSEGV or SIGBUS if that is what came. */
+int touch(void *addr, bool write, unsigned char *byte);
+
+int count_fds(void);
+size_t page_size(void);
+
+/* ---- Memory and a userfaultfd together ---------------------------------------------------------- */
+
+/* The features that stand for registering this kind of memory with these modes. */
+uint64_t mem_features(enum mem_kind kind, uint64_t modes);
+/* Put a page into the file behind the memory without mapping it there. */
+void mem_fill_file(const struct mem *m, size_t page, unsigned char byte);
+
+/* A userfaultfd and memory registered with it; skips if the kernel lacks what that takes. */
+struct rig {
+	struct libuffd *u;
+	struct mem m;
+};
+
+void rig_up(struct rig *r, enum mem_kind kind, size_t pages, uint64_t modes, uint64_t features);
+void rig_down(struct rig *r);
+
+/* ---- A main ---------------------------------------------------------------------------------------- */
+
+/* TAP, a watchdog, every test of the array. Group setup and teardown may be NULL. */
+int run_kernel_tests(const char *name, const struct CMUnitTest *tests, size_t n,
+		     CMFixtureFunction setup, CMFixtureFunction teardown);
+#define KERNEL_MAIN(name, tests, setup, teardown)                                         \
+	int main(void)                                                                    \
+	{                                                                                 \
+		return run_kernel_tests(name, tests, ARRAY_SIZE(tests), setup, teardown); \
+	}
+
+#endif

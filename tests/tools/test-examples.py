@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: MIT
+"""The examples: the demo lazy-file, and first. Arguments: uffd-info, helper, lazy-file, first."""
+
+import fcntl
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+import common
+from common import Skip, check, equal, read, run
+
+INFO, WITHOUT, LAZY, FIRST = [os.path.abspath(a) for a in sys.argv[1:5]]
+PAGE = os.sysconf("SC_PAGESIZE")
+MIB = 1 << 20
+
+copies = common.Copies(WITHOUT, LAZY, FIRST)
+scratch = tempfile.mkdtemp(prefix="libuffd-test-")
+os.chmod(scratch, 0o755)
+
+
+def needs_userfaultfd():
+    result = run([INFO, "--require", "user-mode"])
+    if result.returncode:
+        raise Skip("no userfaultfd to be had: " + " ".join(result.stderr.split()))
+
+
+def make_file(name, size):
+    """A file of random bytes, the same in every run."""
+    path = os.path.join(scratch, name)
+    data = random.Random(size).getrandbits(8 * size).to_bytes(size, "little") if size else b""
+    with open(path, "wb") as f:
+        f.write(data)
+    return path
+
+
+def fnv1a(path):
+    """The checksum that lazy-file must print, by other means."""
+    value = 0xCBF29CE484222325
+    with open(path, "rb") as f:
+        data = f.read()
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return "%016x" % value
+
+
+def loads(path, *args, runner=run):
+    """Run lazy-file, which must succeed; check all that it claims."""
+    result = runner([LAZY, *args, path])
+    equal((result.returncode, result.stderr), (0, ""), path)
+    size = os.path.getsize(path)
+    faults, window = re.search(r"^faults +(\d+) answered .* up to (\d+) KiB", result.stdout,
+                               re.MULTILINE).groups()
+    equal(int(re.search(r"^bytes +(\d+) ", result.stdout, re.MULTILINE).group(1)), size)
+    sums = re.search(r"^checksum +(\w+) \(memory\), (\w+) \(file\): equal$", result.stdout,
+                     re.MULTILINE)
+    equal(sums.group(1), sums.group(2))
+    p50, p99 = re.search(r"^latency +p50 ([\d.]+) us, p99 ([\d.]+) us", result.stdout,
+                         re.MULTILINE).groups()
+    # A page that another thread brought in just before its touch takes next to no time.
+    check(0 <= float(p50) <= float(p99) and float(p99) > 0, p50, p99)
+    check("every byte is the file's" in result.stdout, result.stdout)
+    pages = -(-size // PAGE)
+    windows = -(-size // (int(window) * 1024))
+    check(windows <= int(faults), "fewer faults than windows:", faults, windows)
+    if windows == pages:
+        equal(int(faults), pages, "each page is touched once")
+    return result.stdout, sums.group(1)
+
+
+def one_byte():
+    needs_userfaultfd()
+    path = make_file("one", 1)
+    equal(loads(path)[1], fnv1a(path))
+
+
+def exactly_one_page():
+    needs_userfaultfd()
+    path = make_file("page", PAGE)
+    equal(loads(path)[1], fnv1a(path))
+
+
+def one_page_and_one_byte():
+    needs_userfaultfd()
+    path = make_file("page-and-one", PAGE + 1)
+    equal(loads(path)[1], fnv1a(path))
+    loads(path, "--window", str(8 * PAGE // 1024))
+
+
+def eight_mib():
+    needs_userfaultfd()
+    path = make_file("eight", 8 * MIB)
+    text, checksum = loads(path)
+    equal(checksum, fnv1a(path))
+    check(re.search(r"^100 %  8\.0 of 8\.0 MiB", text, re.MULTILINE), text)
+
+
+def any_number_of_threads_and_any_window():
+    needs_userfaultfd()
+    path = make_file("three", 3 * MIB + 123)
+    checksum = fnv1a(path)
+    for threads in ("1", "2", "16"):
+        for window in (PAGE, 3 * PAGE, 16 * PAGE, 16 * MIB):
+            _, got = loads(path, "--threads", threads, "--window", str(window // 1024), "--seed",
+                           threads)
+            equal(got, checksum)
+
+
+def quiet_prints_the_result_only():
+    needs_userfaultfd()
+    text, _ = loads(make_file("quiet", MIB), "--quiet")
+    check(text.startswith("faults "), text)
+
+
+def a_terminal_gets_a_bar():
+    needs_userfaultfd()
+    path = make_file("bar", MIB)
+    master, slave = os.openpty()
+    result = run([LAZY, path], stdout=slave)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # EIO: the other end is closed and all is read
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    equal(result.returncode, 0)
+    check(b"\r[##############################] 100 %" in shown, shown)
+    check(max(len(line) for line in re.split(rb"[\r\n]+", shown)) <= 100, shown)
+
+
+def another_user_can_run_it():
+    needs_userfaultfd()
+    path = make_file("other", MIB)
+    os.chmod(path, 0o644)
+
+    def runner(argv):
+        result = copies.as_nobody([copies.path(argv[0]), *argv[1:]])
+        if result.returncode == 1 and "cannot open a userfaultfd" in result.stderr:
+            raise Skip("user mode is refused here: " + result.stderr.strip())
+        return result
+
+    loads(path, runner=runner)
+
+
+def refused_access_gives_the_hint():
+    if os.path.exists("/dev/userfaultfd") and os.stat("/dev/userfaultfd").st_mode & 0o006:
+        raise Skip("/dev/userfaultfd is open to everybody here")
+    path = make_file("refused", PAGE)
+    os.chmod(path, 0o644)
+    for argv in ([copies.path(LAZY), path], [copies.path(FIRST)]):
+        result = copies.as_nobody(argv, prefix=[copies.path(WITHOUT), "EPERM"])
+        if result.returncode == common.NO_FILTER_HERE:
+            raise Skip("no seccomp filter can be installed: " + result.stderr.strip())
+        equal(result.returncode, 1)
+        check("uffd-info" in result.stderr and "Operation not permitted" in result.stderr,
+              result.stderr)
+
+
+# ---- What is refused ---------------------------------------------------------------------------
+
+
+def wrong_arguments_are_status_2():
+    path = make_file("arguments", PAGE)
+    odd = str(PAGE // 1024 + 1) if PAGE > 1024 else "0"
+    for args in ([], [path, path], ["--threads", "0", path], ["--threads", "-1", path],
+                 ["--threads", "x", path], ["--threads", "4x", path], ["--threads", "1025", path],
+                 ["--window", "0", path], ["--window", odd, path],
+                 ["--window", "99999999999999999999", path], ["--window", "999999999", path],
+                 ["--seed", "", path], ["--seed", "+1", path], ["--nonsense", path],
+                 ["--threads"]):
+        result = run([LAZY, *args])
+        equal((result.returncode, result.stdout), (2, ""), args)
+        check("--help" in result.stderr, args, result.stderr)
+
+
+def help_is_told():
+    result = run([LAZY, "--help"])
+    equal((result.returncode, result.stderr), (0, ""))
+    for word in ("--threads", "--window", "--seed", "--quiet", "FILE", "Exit status"):
+        check(word in result.stdout, word)
+    check(all(len(line) <= 100 for line in result.stdout.splitlines()), result.stdout)
+
+
+def refused(path, words):
+    result = run([LAZY, path])
+    equal((result.returncode, result.stdout), (1, ""), path)
+    check(path in result.stderr and words in result.stderr, result.stderr)
+
+
+def missing_file():
+    refused(os.path.join(scratch, "nonsense"), "No such file")
+
+
+def empty_file():
+    refused(make_file("empty", 0), "empty")
+
+
+def directory():
+    refused(scratch, "directory")
+
+
+def fifo():
+    path = os.path.join(scratch, "fifo")
+    os.mkfifo(path)
+    refused(path, "FIFO")
+
+
+def device():
+    refused("/dev/zero", "regular file")
+
+
+def larger_than_memory():
+    if read("/proc/sys/vm/overcommit_memory").strip() == "1":
+        raise Skip("vm.overcommit_memory is 1: any amount of memory can be mapped here")
+    path = make_file("huge", 0)
+    try:
+        os.truncate(path, 8 << 40)
+    except OSError as error:
+        raise Skip("this file system has no files of 8 TiB: %s" % error) from error
+    try:
+        result = run([LAZY, path])
+    finally:
+        os.unlink(path)
+    equal(result.returncode, 1)
+    check("cannot map" in result.stderr or "address space" in result.stderr, result.stderr)
+
+
+def lost_output_is_no_success():
+    needs_userfaultfd()
+    path = make_file("lost", PAGE)
+    with open("/dev/full", "w", encoding="ascii") as full:
+        equal(run([LAZY, path], stdout=full).returncode, 1)
+
+
+# ---- A file that changes meanwhile -------------------------------------------------------------
+
+
+class Paused:
+    """
+    lazy-file, made to wait at points that can be seen from outside: its standard output is a pipe
+    with room for one line, so that a line for which there is no room holds up its main thread.
+    Here it has all set up, but waits with its first line and has read nothing of the file.
+    """
+
+    def __init__(self, path, *args):
+        self.reader, writer = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+        fcntl.fcntl(writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), 1)
+        os.write(writer, b"full\n")
+        self.process = subprocess.Popen([LAZY, *args, path], stdin=subprocess.DEVNULL,
+                                        stdout=writer, stderr=subprocess.PIPE,
+                                        universal_newlines=True)
+        os.close(writer)
+        self.wait_until(self.is_set_up)
+        self.read_before = self.bytes_read()
+
+    def wait_until(self, condition):
+        """Spin, yielding; what never comes is ended by the time limit of the whole test."""
+        while not condition():
+            if self.process.poll() is not None:
+                raise AssertionError("it ended early: " + self.process.stderr.read())
+            os.sched_yield()
+
+    def is_set_up(self):
+        """The second eventfd is the last that it opens."""
+        fds = "/proc/%d/fd" % self.process.pid
+        links = []
+        for fd in os.listdir(fds):
+            try:
+                links.append(os.readlink(os.path.join(fds, fd)))
+            except FileNotFoundError:  # closed meanwhile
+                continue
+        return sum("eventfd" in link for link in links) == 2
+
+    def bytes_read(self):
+        """By all of its system calls; None if this kernel does not count them."""
+        try:
+            text = read("/proc/%d/io" % self.process.pid)
+        except FileNotFoundError:
+            return None
+        return int(re.search(r"rchar: (\d+)", text).group(1))
+
+    def serve(self, size):
+        """Let it read a file of that size, page by page; the comparison comes later."""
+        if self.read_before is None:
+            self.finish()
+            raise Skip("this kernel has no /proc/PID/io")
+        os.read(self.reader, 4096)  # its first line takes the room, and that of progress waits
+        messages = 32 * -(-size // PAGE)  # one for each page, read by the handler too
+        self.wait_until(lambda: self.bytes_read() >= self.read_before + size + messages)
+
+    def finish(self):
+        """Let it run to its end: (status, all that it printed, its errors)."""
+        with os.fdopen(self.reader, "rb") as f:
+            text = f.read().decode()
+        errors = self.process.stderr.read()
+        self.process.stderr.close()
+        return self.process.wait(), text, errors
+
+
+def no_success(ended, *words):
+    status, text, errors = ended
+    equal(status, 1, (text, errors))
+    check("equal" not in text and "every byte" not in text, text)
+    check(any(word in errors for word in words), errors)
+
+
+def a_file_truncated_while_it_is_served():
+    needs_userfaultfd()
+    for size in (0, 1, PAGE, 4 * MIB, 8 * MIB - 1):
+        for window in (PAGE, 16 * PAGE):
+            path = make_file("truncated", 8 * MIB)
+            lazy = Paused(path, "--window", str(window // 1024))
+            os.truncate(path, size)
+            no_success(lazy.finish(), "the file has become shorter")
+
+
+def a_file_that_grows_while_it_is_served():
+    needs_userfaultfd()
+    path = make_file("growing", MIB + 1)
+    lazy = Paused(path)
+    with open(path, "ab") as f:
+        f.write(b"more")
+    no_success(lazy.finish(), "has %d now" % (MIB + 5))
+
+
+def a_file_rewritten_after_it_was_served():
+    needs_userfaultfd()
+    for at in (0, MIB // 2, MIB - 1):
+        path = make_file("rewritten", MIB)
+        lazy = Paused(path)
+        lazy.serve(MIB)
+        with open(path, "r+b") as f:
+            f.seek(at)
+            byte = f.read(1)[0]
+            f.seek(at)
+            f.write(bytes([byte ^ 1]))
+        no_success(lazy.finish(), "the memory is not what the file is")
+
+
+def interrupting_ends_it_cleanly():
+    needs_userfaultfd()
+    path = make_file("interrupted", 8 * MIB)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        lazy = Paused(path)
+        os.kill(lazy.process.pid, number)
+        status, text, errors = lazy.finish()
+        equal(status, 130, errors)
+        check("interrupted" in errors and "equal" not in text, text, errors)
+
+
+# ---- first -------------------------------------------------------------------------------------
+
+
+def first_reads_what_its_handler_made():
+    needs_userfaultfd()
+    result = run([FIRST])
+    equal((result.returncode, result.stderr), (0, ""))
+    equal(result.stdout, "".join("page %d was made for fault %d\n" % (3 - i, i + 1)
+                                 for i in range(4)))
+
+
+TESTS = [
+    one_byte,
+    exactly_one_page,
+    one_page_and_one_byte,
+    eight_mib,
+    any_number_of_threads_and_any_window,
+    quiet_prints_the_result_only,
+    a_terminal_gets_a_bar,
+    another_user_can_run_it,
+    refused_access_gives_the_hint,
+    wrong_arguments_are_status_2,
+    help_is_told,
+    missing_file,
+    empty_file,
+    directory,
+    fifo,
+    device,
+    larger_than_memory,
+    lost_output_is_no_success,
+    a_file_truncated_while_it_is_served,
+    a_file_that_grows_while_it_is_served,
+    a_file_rewritten_after_it_was_served,
+    interrupting_ends_it_cleanly,
+    first_reads_what_its_handler_made,
+]
+
+if __name__ == "__main__":
+    try:
+        STATUS = common.main(TESTS)
+    finally:
+        copies.remove()
+        shutil.rmtree(scratch)
+    sys.exit(STATUS)
