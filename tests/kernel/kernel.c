@@ -124,11 +124,14 @@ bool all_bytes(const void *p, size_t len, unsigned char byte)
 	return true;
 }
 
-/* ---- Huge pages: reserved for the run, put back as found -------------------------------------- */
+/* ---- Huge pages: reserved for the run, put back as found ------------------------------------- */
 
 #define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"
 static long huge_before = -1;
-/* Holds a lock as long as the number is ours: it is the machine's, and so may be other runs' too. */
+/* Lines to the process that prints, which puts the number back if this one dies (see TAP). */
+#define HUGE_TAKEN "# huge pages before: "
+#define HUGE_GIVEN_BACK "# huge pages given back"
+/* Locked as long as the number is ours: it is the machine's, and other runs want it too. */
 static int huge_lock = -1;
 
 static long huge_read(void)
@@ -178,17 +181,23 @@ int huge_reserve(unsigned int pages)
 		return -1;
 	if (before >= (long)pages)
 		return 0;
+	if (huge_before < 0) {
+		huge_before = before;
+		printf(HUGE_TAKEN "%ld\n", before);
+		fflush(stdout);
+	}
 	if (huge_write(pages))
 		return -1;
-	if (huge_before < 0)
-		huge_before = before;
 	return huge_read() >= (long)pages ? 0 : -1;
 }
 
 void huge_restore(void)
 {
-	if (huge_before >= 0)
+	if (huge_before >= 0) {
 		huge_write(huge_before);
+		printf(HUGE_GIVEN_BACK "\n");
+		fflush(stdout);
+	}
 	huge_before = -1;
 	if (huge_lock >= 0) {
 		flock(huge_lock, LOCK_UN);
@@ -197,7 +206,7 @@ void huge_restore(void)
 	huge_lock = -1;
 }
 
-/* ---- userfaultfd ---------------------------------------------------------------------------- */
+/* ---- userfaultfd ----------------------------------------------------------------------------- */
 
 struct libuffd *uffd_with(uint64_t features)
 {
@@ -240,6 +249,17 @@ void wait_waiters(const struct libuffd *u, unsigned long n)
 		sched_yield();
 }
 
+void wait_asleep(const struct libuffd *u, unsigned long n, const struct mem *m)
+{
+	wait_waiters(u, n);
+	/*
+	 * A thread is counted a moment before it looks a last time whether its page is there. It looks
+	 * with its mapping locked for reading; changing a flag of the mapping locks it for writing.
+	 */
+	madvise(m->addr, m->len, MADV_DONTFORK);
+	madvise(m->addr, m->len, MADV_DOFORK);
+}
+
 struct libuffd_event next_event(const struct libuffd *u)
 {
 	struct libuffd_event ev;
@@ -270,7 +290,7 @@ void expect_no_event(const struct libuffd *u)
 	assert_int_equal(libuffd_read_events(u, &ev, 1), -EAGAIN);
 }
 
-/* ---- Touching ------------------------------------------------------------------------------- */
+/* ---- Touching -------------------------------------------------------------------------------- */
 
 static _Thread_local sigjmp_buf touch_env;
 static _Thread_local volatile sig_atomic_t touching;
@@ -415,7 +435,7 @@ void rig_down(struct rig *r)
 	mem_unmap(&r->m);
 }
 
-/* ---- TAP ------------------------------------------------------------------------------------ */
+/* ---- TAP ------------------------------------------------------------------------------------- */
 
 /*
  * cmocka 1.1.5 prints a skipped test as "not ok 3 # SKIP name", which TAP reads as a failure
@@ -431,6 +451,12 @@ static void tap_line(const char *line, char *reason, size_t cap)
 
 	if (!strncmp(line, "# SKIP: ", 8)) {
 		snprintf(reason, cap, "%s", line + 8);
+		return;
+	}
+	if (sscanf(line, HUGE_TAKEN "%ld", &huge_before) == 1)
+		return;
+	if (!strcmp(line, HUGE_GIVEN_BACK)) {
+		huge_before = -1;
 		return;
 	}
 	if ((sscanf(line, "not ok %u # SKIP %n", &number, &name) == 1 && name) ||
@@ -469,8 +495,13 @@ static pid_t tap_begin(void)
 	fflush(stdout);
 	pid = fork();
 	if (!pid) {
+		/* Whoever ends the tests must not end this: it goes when they are gone. */
+		signal(SIGTERM, SIG_IGN);
+		signal(SIGINT, SIG_IGN);
+		signal(SIGPIPE, SIG_IGN);
 		close(fd[1]);
 		tap_filter(fd[0]);
+		huge_restore();
 		_exit(0);
 	}
 	if (pid > 0)
@@ -487,7 +518,7 @@ static void tap_end(pid_t filter)
 	waitpid(filter, NULL, 0);
 }
 
-/* ---- main ----------------------------------------------------------------------------------- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 /* A test that hangs must fail, with its name on the screen, not stop the whole run. */
 #define WATCHDOG_SECONDS 300

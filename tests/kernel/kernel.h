@@ -23,7 +23,7 @@
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
-/* ---- Skipping: always with the reason, as a TAP comment --------------------------------------- */
+/* ---- Skipping: always with the reason, as a TAP comment -------------------------------------- */
 
 #define SKIP(...)                               \
 	do {                                    \
@@ -37,7 +37,7 @@
 void requires(uint64_t features);
 #define REQUIRES(features) requires(features)
 
-/* ---- Memory --------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
 enum mem_kind {
 	MEM_ANON,
@@ -89,7 +89,7 @@ bool all_bytes(const void *p, size_t len, unsigned char byte);
 int huge_reserve(unsigned int pages); /* 0, or -1: cannot be had here */
 void huge_restore(void);
 
-/* ---- A userfaultfd for a test ------------------------------------------------------------------ */
+/* ---- A userfaultfd for a test ---------------------------------------------------------------- */
 
 /* Open with these features required, non-blocking; fails the test if it cannot. */
 struct libuffd *uffd_with(uint64_t features);
@@ -100,6 +100,11 @@ uint64_t mem_register(const struct libuffd *u, const struct mem *m, uint64_t mod
 unsigned long waiters(const struct libuffd *u);
 /* Spin, yielding, until at least @n threads wait. */
 void wait_waiters(const struct libuffd *u, unsigned long n);
+/*
+ * Until at least @n threads wait, for pages of @m, and no longer look whether they must: what is
+ * installed with DONTWAKE from then on leaves them asleep.
+ */
+void wait_asleep(const struct libuffd *u, unsigned long n, const struct mem *m);
 /* poll(2) until readable, then read one event. */
 struct libuffd_event next_event(const struct libuffd *u);
 /* The same, and it must be of this type. */
@@ -107,7 +112,7 @@ struct libuffd_event expect_event(const struct libuffd *u, uint32_t type);
 /* Nothing there to read. */
 void expect_no_event(const struct libuffd *u);
 
-/* ---- A thread that touches memory ------------------------------------------------------------------ */
+/* ---- A thread that touches memory ------------------------------------------------------------ */
 
 struct faulter {
 	pthread_t thread;
@@ -128,7 +133,7 @@ int touch(void *addr, bool write, unsigned char *byte);
 int count_fds(void);
 size_t page_size(void);
 
-/* ---- Memory and a userfaultfd together ---------------------------------------------------------- */
+/* ---- Memory and a userfaultfd together ------------------------------------------------------- */
 
 /* The features that stand for registering this kind of memory with these modes. */
 uint64_t mem_features(enum mem_kind kind, uint64_t modes);
@@ -144,7 +149,7 @@ struct rig {
 void rig_up(struct rig *r, enum mem_kind kind, size_t pages, uint64_t modes, uint64_t features);
 void rig_down(struct rig *r);
 
-/* ---- A main ---------------------------------------------------------------------------------------- */
+/* ---- A main ---------------------------------------------------------------------------------- */
 
 /* TAP, a watchdog, every test of the array. Group setup and teardown may be NULL. */
 int run_kernel_tests(const char *name, const struct CMUnitTest *tests, size_t n,

@@ -1,0 +1,714 @@
+/* SPDX-License-Identifier: MIT */
+/* A userfaultfd from one process to another, over sockets of every sort and condition. */
+#include "calls.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+/* One test entry for each type of Unix socket that carries descriptors between two processes. */
+#define OF_SOCK(test, type)                                                  \
+	{                                                                    \
+#test "/" #type, test, NULL, NULL, (void *)(uintptr_t)(type) \
+	}
+#define OF_BOTH_SOCKS(test) OF_SOCK(test, SOCK_SEQPACKET), OF_SOCK(test, SOCK_STREAM)
+
+static int sock_of(void **state)
+{
+	return (int)(uintptr_t)*state;
+}
+
+struct link {
+	int a, b;
+};
+
+static void link_up(struct link *l, int type)
+{
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair), 0);
+	l->a = pair[0];
+	l->b = pair[1];
+}
+
+static void link_down(struct link *l)
+{
+	if (l->a >= 0)
+		close(l->a);
+	if (l->b >= 0)
+		close(l->b);
+}
+
+static void nonblocking(int fd)
+{
+	assert_int_equal(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK), 0);
+}
+
+/* ---- Between two processes ------------------------------------------------------------------ */
+
+/* What the sender tells of its memory, as a hypervisor would. */
+struct letter {
+	uint64_t start, len, page;
+	char magic[16];
+};
+
+#define GUEST_PAGES 4
+
+/*
+ * The sender: opens, registers, hands over, closes its own copy, and touches. Its exit status is 0
+ * if each page has what the receiver was to supply. No test asserts here: it is another process.
+ */
+static int guest(int sock, struct mem *m)
+{
+	const uint64_t features = LIBUFFD_FEATURE_THREAD_ID | LIBUFFD_FEATURE_EVENT_REMOVE;
+	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
+	struct letter letter = { m->start, m->len, m->page, "fifteen letters" };
+	struct libuffd *u;
+
+	opts.required = features;
+	if (libuffd_open(&opts, &u))
+		return 1;
+	if (libuffd_register(u, m->start, m->len, LIBUFFD_MODE_MISSING, NULL))
+		return 2;
+	if (libuffd_send(sock, u, &letter, sizeof(letter)))
+		return 3;
+	/* The receiver's copy keeps it alive. */
+	libuffd_close(u);
+	for (size_t i = 0; i < GUEST_PAGES; i++)
+		if (peek(mem_page(m, i) + i) != 0x40 + i)
+			return 10 + (int)i;
+	return 0;
+}
+
+static void serve_one_fault(const struct libuffd *u, const struct letter *letter)
+{
+	struct libuffd_event ev = expect_event(u, LIBUFFD_EVENT_FAULT);
+	struct libuffd_answer a = LIBUFFD_ANSWER_INIT;
+	size_t n = (size_t)((ev.fault.address - letter->start) / letter->page);
+	unsigned char *data = malloc((size_t)letter->page);
+
+	assert_true(ev.fault.address >= letter->start && n < GUEST_PAGES);
+	assert_int_not_equal(ev.fault.thread, 0);
+	assert_non_null(data);
+	memset(data, (int)(0x40 + n), (size_t)letter->page);
+	a.kind = LIBUFFD_ANSWER_COPY;
+	a.start = ev.fault.address;
+	a.len = letter->page;
+	a.page_size = letter->page;
+	a.data = data;
+	assert_int_equal(libuffd_resolve(u, &a, NULL), 0);
+	free(data);
+}
+
+/* The receiver learns what the sender enabled, and serves the sender's memory from afar. */
+static void another_process_serves(int type, enum mem_kind kind)
+{
+	const uint64_t features = LIBUFFD_FEATURE_THREAD_ID | LIBUFFD_FEATURE_EVENT_REMOVE;
+	struct letter letter;
+	struct libuffd *u;
+	int before, status;
+	struct link l;
+	struct mem m;
+	size_t len;
+	pid_t pid;
+
+	REQUIRES(features);
+	mem_map(&m, kind, GUEST_PAGES);
+	link_up(&l, type);
+	before = count_fds();
+	fflush(stdout);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(guest(l.a, &m));
+	assert_int_equal(libuffd_recv(l.b, &letter, sizeof(letter), &len, &u), 0);
+	assert_int_equal(len, sizeof(letter));
+	assert_string_equal(letter.magic, "fifteen letters");
+	assert_int_equal(letter.start, m.start);
+	assert_int_equal(count_fds(), before + 1);
+	assert_int_equal(libuffd_features(u), features);
+	assert_int_equal(libuffd_way(u), LIBUFFD_WAY_ADOPTED);
+	assert_true(fcntl(libuffd_fd(u), F_GETFD) & FD_CLOEXEC);
+	assert_true(fcntl(libuffd_fd(u), F_GETFL) & O_NONBLOCK);
+	for (size_t i = 0; i < GUEST_PAGES; i++)
+		serve_one_fault(u, &letter);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+	/* The sender is gone, and its memory with it; nothing is there to read. */
+	expect_no_event(u);
+	assert_int_equal(libuffd_wake(u, m.start, m.page), 0);
+	libuffd_close(u);
+	assert_int_equal(count_fds(), before);
+	link_down(&l);
+	mem_unmap(&m);
+}
+
+static void another_process_serves_by_packet(void **state)
+{
+	another_process_serves(SOCK_SEQPACKET, kind_of(state));
+}
+
+static void another_process_serves_by_stream(void **state)
+{
+	another_process_serves(SOCK_STREAM, kind_of(state));
+}
+
+/* The ioctls of the descriptor come along too: those that open told the sender. */
+static void the_received_handle_equals_the_sent_one(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got;
+	struct link l;
+	char byte;
+	size_t len;
+
+	link_up(&l, sock_of(state));
+	assert_int_equal(libuffd_send(l.a, u, "z", 1), 0);
+	assert_int_equal(libuffd_recv(l.b, &byte, 1, &len, &got), 0);
+	assert_int_equal(byte, 'z');
+	assert_int_equal(len, 1);
+	assert_int_equal(libuffd_features(got), libuffd_features(u));
+	assert_int_equal(libuffd_ioctls(got), libuffd_ioctls(u));
+	assert_int_not_equal(libuffd_fd(got), libuffd_fd(u));
+	libuffd_close(got);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* Packets keep to themselves: three sent, three received, each with its own descriptor. */
+static void packets_are_not_mixed(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got[3];
+	int before;
+	struct link l;
+
+	(void)state;
+	link_up(&l, SOCK_SEQPACKET);
+	before = count_fds();
+	for (size_t i = 0; i < 3; i++)
+		assert_int_equal(libuffd_send(l.a, u, "abc", i + 1), 0);
+	for (size_t i = 0; i < 3; i++) {
+		char text[8] = "";
+		size_t len;
+
+		assert_int_equal(libuffd_recv(l.b, text, sizeof(text), &len, &got[i]), 0);
+		assert_int_equal(len, i + 1);
+		assert_memory_equal(text, "abc", len);
+	}
+	assert_int_equal(count_fds(), before + 3);
+	for (size_t i = 0; i < 3; i++)
+		libuffd_close(got[i]);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* ---- Messages that are not ours -------------------------------------------------------------- */
+
+#define FDS_MAX 253 /* what the kernel lets one message carry */
+
+/* One message with these descriptors, as somebody else's program may send it. */
+static void raw_send(int sock, const int *fds, size_t n, const char *text)
+{
+	union {
+		struct cmsghdr head;
+		unsigned char space[CMSG_SPACE(FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { (void *)(uintptr_t)text, strlen(text) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	assert_true(n <= FDS_MAX);
+	memset(&control, 0, sizeof(control));
+	if (n) {
+		msg.msg_control = &control;
+		msg.msg_controllen = CMSG_SPACE(n * sizeof(int));
+		control.head.cmsg_level = SOL_SOCKET;
+		control.head.cmsg_type = SCM_RIGHTS;
+		control.head.cmsg_len = CMSG_LEN(n * sizeof(int));
+		memcpy(CMSG_DATA(&control.head), fds, n * sizeof(int));
+	}
+	assert_int_equal(sendmsg(sock, &msg, 0), strlen(text));
+}
+
+/* Receive, expecting this refusal: no handle, no byte counted, no descriptor kept. */
+static void recv_refuses(int sock, size_t cap, int error)
+{
+	struct libuffd *u = (void *)&u;
+	int before = count_fds();
+	size_t len = 77;
+	char text[64];
+
+	assert_true(cap <= sizeof(text));
+	assert_int_equal(libuffd_recv(sock, text, cap, &len, &u), error);
+	assert_null(u);
+	assert_int_equal(len, 0);
+	assert_int_equal(count_fds(), before);
+}
+
+/* After a refusal the socket goes on: the next message is whole. */
+static void the_next_message_is_fine(const struct link *l, const struct libuffd *u)
+{
+	struct libuffd *got;
+	char text[8];
+	size_t len;
+
+	assert_int_equal(libuffd_send(l->a, u, "next", 4), 0);
+	assert_int_equal(libuffd_recv(l->b, text, sizeof(text), &len, &got), 0);
+	assert_int_equal(len, 4);
+	assert_memory_equal(text, "next", 4);
+	libuffd_close(got);
+}
+
+static void a_message_without_a_descriptor(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	struct link l;
+
+	link_up(&l, sock_of(state));
+	raw_send(l.a, NULL, 0, "hello");
+	recv_refuses(l.b, 16, -EBADMSG);
+	the_next_message_is_fine(&l, u);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* Two, even if both are userfaultfds: which is meant cannot be told. */
+static void a_message_with_several_descriptors(void **state)
+{
+	static const size_t counts[] = { 2, 3, 32, FDS_MAX };
+	struct libuffd *u = uffd_with(0);
+	int fds[FDS_MAX];
+	struct link l;
+
+	link_up(&l, sock_of(state));
+	for (size_t i = 0; i < FDS_MAX; i++)
+		fds[i] = libuffd_fd(u);
+	for (size_t c = 0; c < ARRAY_SIZE(counts); c++) {
+		raw_send(l.a, fds, counts[c], "hello");
+		recv_refuses(l.b, 16, -EBADMSG);
+	}
+	the_next_message_is_fine(&l, u);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+static void a_descriptor_of_something_else(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	struct link l;
+	int fds[2];
+
+	assert_int_equal(pipe(fds), 0);
+	link_up(&l, sock_of(state));
+	raw_send(l.a, fds, 1, "hello");
+	recv_refuses(l.b, 16, -ENOTTY);
+	raw_send(l.a, &l.a, 1, "hello");
+	recv_refuses(l.b, 16, -ENOTTY);
+	the_next_message_is_fine(&l, u);
+	close(fds[0]);
+	close(fds[1]);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* Its owner enabled nothing yet, and the receiver is not the one to choose. */
+static void a_userfaultfd_before_its_handshake(void **state)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct libuffd *u = uffd_with(0);
+	struct link l;
+
+	if (fd < 0)
+		SKIP("userfaultfd(2) is not permitted here");
+	link_up(&l, sock_of(state));
+	raw_send(l.a, &fd, 1, "hello");
+	recv_refuses(l.b, 16, -EOPNOTSUPP);
+	the_next_message_is_fine(&l, u);
+	close(fd);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* The rest of a packet is gone once a part was read, so a part is no success. */
+static void a_packet_longer_than_the_room(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	struct link l;
+
+	(void)state;
+	link_up(&l, SOCK_SEQPACKET);
+	assert_int_equal(libuffd_send(l.a, u, "0123456789", 10), 0);
+	recv_refuses(l.b, 9, -EMSGSIZE);
+	the_next_message_is_fine(&l, u);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* On a stream the rest is still there, to be read as bytes. */
+static void a_stream_gives_as_much_as_there_is_room(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got;
+	char text[16];
+	struct link l;
+	size_t len;
+
+	(void)state;
+	link_up(&l, SOCK_STREAM);
+	assert_int_equal(libuffd_send(l.a, u, "0123456789", 10), 0);
+	assert_int_equal(libuffd_recv(l.b, text, 4, &len, &got), 0);
+	assert_int_equal(len, 4);
+	assert_int_equal(read(l.b, text + 4, sizeof(text) - 4), 6);
+	assert_memory_equal(text, "0123456789", 10);
+	libuffd_close(got);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/*
+ * With no number free the kernel drops the descriptor and says that something was cut off. The
+ * message is lost, and nothing else.
+ */
+static void no_number_free_for_the_descriptor(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got = (void *)&got;
+	struct rlimit limit, none;
+	int before, ret;
+	struct link l;
+	size_t len;
+	char byte;
+
+	link_up(&l, sock_of(state));
+	assert_int_equal(libuffd_send(l.a, u, "x", 1), 0);
+	before = count_fds();
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	none = limit;
+	ret = dup(l.a);
+	none.rlim_cur = (rlim_t)ret;
+	close(ret);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	ret = libuffd_recv(l.b, &byte, 1, &len, &got);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	assert_true(ret == -EBADMSG || ret == -EMFILE);
+	assert_null(got);
+	assert_int_equal(count_fds(), before);
+	the_next_message_is_fine(&l, u);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* ---- The other side is gone, slow, or no socket ------------------------------------------------ */
+
+static void the_peer_has_closed(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	struct sigaction dfl = { .sa_handler = SIG_DFL }, old;
+	struct link l;
+	int fds;
+
+	link_up(&l, sock_of(state));
+	fds = count_fds();
+	/* SIGPIPE would end this process here. */
+	assert_int_equal(sigaction(SIGPIPE, &dfl, &old), 0);
+	close(l.a);
+	l.a = -1;
+	recv_refuses(l.b, 16, -ECONNRESET);
+	assert_int_equal(libuffd_send(l.b, u, "x", 1), -EPIPE);
+	assert_int_equal(count_fds(), fds - 1);
+	sigaction(SIGPIPE, &old, NULL);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+/* What was sent before the end still comes; then the end. */
+static void a_message_before_the_end_still_comes(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got;
+	struct link l;
+	size_t len;
+	char byte;
+
+	link_up(&l, sock_of(state));
+	assert_int_equal(libuffd_send(l.a, u, "x", 1), 0);
+	libuffd_close(u);
+	close(l.a);
+	l.a = -1;
+	assert_int_equal(libuffd_recv(l.b, &byte, 1, &len, &got), 0);
+	libuffd_close(got);
+	recv_refuses(l.b, 16, -ECONNRESET);
+	link_down(&l);
+}
+
+static void nothing_there_is_eagain(void **state)
+{
+	struct link l;
+
+	link_up(&l, sock_of(state));
+	nonblocking(l.b);
+	recv_refuses(l.b, 16, -EAGAIN);
+	link_down(&l);
+}
+
+/* A full socket, and nothing of ours in it: the caller can come again. */
+static void a_full_socket_is_eagain(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got;
+	char junk[4096] = "";
+	struct link l;
+	size_t len;
+
+	link_up(&l, sock_of(state));
+	nonblocking(l.a);
+	nonblocking(l.b);
+	while (send(l.a, junk, sizeof(junk), 0) > 0)
+		;
+	assert_int_equal(errno, EAGAIN);
+	assert_int_equal(libuffd_send(l.a, u, "x", 1), -EAGAIN);
+	/* All that comes out is junk. */
+	while (recv(l.b, junk, sizeof(junk), 0) > 0)
+		assert_true(all_bytes(junk, sizeof(junk), 0));
+	assert_int_equal(libuffd_send(l.a, u, "x", 1), 0);
+	assert_int_equal(libuffd_recv(l.b, junk, sizeof(junk), &len, &got), 0);
+	assert_int_equal(len, 1);
+	libuffd_close(got);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+#define BIG ((size_t)4 << 20)
+
+struct sender {
+	pthread_t thread;
+	const struct libuffd *u;
+	unsigned char *data;
+	size_t len;
+	int sock, ret;
+	atomic_int tid;
+};
+
+static void *send_big(void *arg)
+{
+	struct sender *s = arg;
+
+	atomic_store(&s->tid, (int)syscall(SYS_gettid));
+	s->ret = libuffd_send(s->sock, s->u, s->data, s->len);
+	return NULL;
+}
+
+static unsigned char big_byte(size_t i)
+{
+	return (unsigned char)(i * 7 + i / 251);
+}
+
+static void sender_start(struct sender *s, int sock, const struct libuffd *u)
+{
+	*s = (struct sender){ .u = u, .sock = sock, .len = BIG };
+	s->data = malloc(BIG);
+	assert_non_null(s->data);
+	for (size_t i = 0; i < BIG; i++)
+		s->data[i] = big_byte(i);
+	assert_int_equal(pthread_create(&s->thread, NULL, send_big, s), 0);
+	/* It has filled the socket, and waits for us. */
+	wait_thread_state(&s->tid, 'S');
+}
+
+/*
+ * A payload that was begun must be ended, even on a non-blocking socket: the descriptor is on its
+ * way with the first part. The call waits for a slow reader.
+ */
+static void a_big_payload_waits_for_a_slow_reader(void **state)
+{
+	bool block = sock_of(state);
+	struct libuffd *u = uffd_with(0), *got;
+	unsigned char *data = malloc(BIG);
+	struct sender s;
+	struct link l;
+	size_t len;
+
+	assert_non_null(data);
+	link_up(&l, SOCK_STREAM);
+	if (!block)
+		nonblocking(l.a);
+	sender_start(&s, l.a, u);
+	assert_int_equal(libuffd_recv(l.b, data, 1000, &len, &got), 0);
+	while (len < BIG) {
+		ssize_t n = recv(l.b, data + len, BIG - len < 3000 ? BIG - len : 3000, 0);
+
+		assert_true(n > 0);
+		len += (size_t)n;
+	}
+	assert_int_equal(pthread_join(s.thread, NULL), 0);
+	assert_int_equal(s.ret, 0);
+	assert_memory_equal(data, s.data, BIG);
+	libuffd_close(got);
+	/* Just the one descriptor, with the first byte. */
+	nonblocking(l.b);
+	assert_int_equal(recv(l.b, data, 1, 0), -1);
+	assert_int_equal(errno, EAGAIN);
+	libuffd_close(u);
+	free(data);
+	free(s.data);
+	link_down(&l);
+}
+
+/* The reader leaves in the middle: an error, no signal, and no waiting for ever. */
+static void a_reader_that_leaves_in_the_middle(void **state)
+{
+	bool block = sock_of(state);
+	struct libuffd *u = uffd_with(0);
+	struct sender s;
+	struct link l;
+
+	link_up(&l, SOCK_STREAM);
+	if (!block)
+		nonblocking(l.a);
+	sender_start(&s, l.a, u);
+	close(l.b);
+	l.b = -1;
+	assert_int_equal(pthread_join(s.thread, NULL), 0);
+	assert_true(s.ret == -EPIPE || s.ret == -ECONNRESET);
+	libuffd_close(u);
+	free(s.data);
+	link_down(&l);
+}
+
+/* A packet is whole or not at all. */
+static void a_packet_that_is_too_long(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	unsigned char *data = calloc(1, 16 << 20);
+	struct link l;
+
+	(void)state;
+	assert_non_null(data);
+	link_up(&l, SOCK_SEQPACKET);
+	assert_int_equal(libuffd_send(l.a, u, data, 16 << 20), -EMSGSIZE);
+	the_next_message_is_fine(&l, u);
+	libuffd_close(u);
+	free(data);
+	link_down(&l);
+}
+
+static void not_a_socket(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	int fds[2];
+
+	(void)state;
+	assert_int_equal(pipe(fds), 0);
+	assert_int_equal(libuffd_send(fds[1], u, "x", 1), -ENOTSOCK);
+	recv_refuses(fds[0], 16, -ENOTSOCK);
+	assert_int_equal(libuffd_send(-1, u, "x", 1), -EBADF);
+	recv_refuses(-1, 16, -EBADF);
+	close(fds[0]);
+	close(fds[1]);
+	libuffd_close(u);
+}
+
+/*
+ * An Internet socket takes the message, drops the descriptor, and says nothing: the payload would
+ * arrive alone. It must be refused before anything is sent.
+ */
+static void a_socket_that_carries_no_descriptors(void **state)
+{
+	struct libuffd *u = uffd_with(0);
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	(void)state;
+	if (sock < 0)
+		SKIP("this kernel has no Internet sockets");
+	assert_int_equal(libuffd_send(sock, u, "x", 1), -EOPNOTSUPP);
+	close(sock);
+	libuffd_close(u);
+}
+
+/* On a loopback connection that works, where a mistake would show as a success. */
+static void a_connection_that_carries_no_descriptors(void **state)
+{
+	struct sockaddr_in addr = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(addr);
+	struct libuffd *u = uffd_with(0);
+	int in, out;
+	char byte;
+
+	(void)state;
+	in = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	out = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (in < 0 || out < 0 || bind(in, (void *)&addr, sizeof(addr)) ||
+	    getsockname(in, (void *)&addr, &len) || connect(out, (void *)&addr, len)) {
+		close(in);
+		close(out);
+		libuffd_close(u);
+		SKIP("no loopback network here");
+	}
+	assert_int_equal(libuffd_send(out, u, "x", 1), -EOPNOTSUPP);
+	assert_int_equal(recv(in, &byte, 1, 0), -1);
+	assert_int_equal(errno, EAGAIN);
+	close(in);
+	close(out);
+	libuffd_close(u);
+}
+
+static void bad_arguments_are_refused(void **state)
+{
+	struct libuffd *u = uffd_with(0), *got = (void *)&got;
+	struct link l;
+	size_t len;
+	char text[4];
+
+	link_up(&l, sock_of(state));
+	nonblocking(l.b);
+	assert_int_equal(libuffd_send(l.a, NULL, "x", 1), -EINVAL);
+	assert_int_equal(libuffd_send(l.a, u, NULL, 1), -EINVAL);
+	assert_int_equal(libuffd_send(l.a, u, "x", 0), -EINVAL);
+	/* Nothing was sent by any of them. */
+	recv_refuses(l.b, 4, -EAGAIN);
+	assert_int_equal(libuffd_send(l.a, u, "x", 1), 0);
+	assert_int_equal(libuffd_recv(l.b, NULL, 4, &len, &got), -EINVAL);
+	assert_null(got);
+	assert_int_equal(libuffd_recv(l.b, text, 0, &len, &got), -EINVAL);
+	assert_int_equal(libuffd_recv(l.b, text, 4, NULL, &got), -EINVAL);
+	assert_int_equal(libuffd_recv(l.b, text, 4, &len, NULL), -EINVAL);
+	/* And none of those took the message. */
+	assert_int_equal(libuffd_recv(l.b, text, 4, &len, &got), 0);
+	libuffd_close(got);
+	libuffd_close(u);
+	link_down(&l);
+}
+
+static int reserve_huge_pages(void **state)
+{
+	(void)state;
+	if (huge_reserve(GUEST_PAGES + 4))
+		printf("# huge pages cannot be reserved here: their tests will be skipped\n");
+	return 0;
+}
+
+static const struct CMUnitTest tests[] = {
+	OF_EVERY_KIND(another_process_serves_by_packet),
+	OF_EVERY_KIND(another_process_serves_by_stream),
+	OF_BOTH_SOCKS(the_received_handle_equals_the_sent_one),
+	cmocka_unit_test(packets_are_not_mixed),
+	OF_BOTH_SOCKS(a_message_without_a_descriptor),
+	OF_BOTH_SOCKS(a_message_with_several_descriptors),
+	OF_BOTH_SOCKS(a_descriptor_of_something_else),
+	OF_BOTH_SOCKS(a_userfaultfd_before_its_handshake),
+	cmocka_unit_test(a_packet_longer_than_the_room),
+	cmocka_unit_test(a_stream_gives_as_much_as_there_is_room),
+	OF_BOTH_SOCKS(no_number_free_for_the_descriptor),
+	OF_BOTH_SOCKS(the_peer_has_closed),
+	OF_BOTH_SOCKS(a_message_before_the_end_still_comes),
+	OF_BOTH_SOCKS(nothing_there_is_eagain),
+	OF_BOTH_SOCKS(a_full_socket_is_eagain),
+	OF_SOCK(a_big_payload_waits_for_a_slow_reader, false),
+	OF_SOCK(a_big_payload_waits_for_a_slow_reader, true),
+	OF_SOCK(a_reader_that_leaves_in_the_middle, false),
+	OF_SOCK(a_reader_that_leaves_in_the_middle, true),
+	cmocka_unit_test(a_packet_that_is_too_long),
+	cmocka_unit_test(not_a_socket),
+	cmocka_unit_test(a_socket_that_carries_no_descriptors),
+	cmocka_unit_test(a_connection_that_carries_no_descriptors),
+	OF_BOTH_SOCKS(bad_arguments_are_refused),
+};
+
+KERNEL_MAIN("handoff", tests, reserve_huge_pages, NULL)
