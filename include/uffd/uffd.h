@@ -180,6 +180,7 @@ struct libuffd_open_opts {
  *
  * Return 0 and the handle in *@out, which the caller must close; or a negative errno and NULL:
  *   -EINVAL      unknown flag, contradictory flags, bad size, @out is NULL; RWP_ASYNC without RWP
+ *                on a kernel that has both
  *   -E2BIG       @opts is newer than the library and uses what it does not know
  *   -EOPNOTSUPP  the kernel lacks a required feature: see report->missing
  *   -EPERM       no way in: the refusal of the first way that was tried (see the report and
@@ -453,7 +454,7 @@ LIBUFFD_EXPORT int libuffd_copy(const struct libuffd *u, uint64_t dst, const voi
 
 /*
  * Install zero pages (UFFDIO_ZEROPAGE). Not for hugetlb (-EINVAL): copy zeros there. A protected
- * absent page is -EEXIST in anonymous memory, and loses its protection in shared memory.
+ * absent page is -EEXIST in private memory, and loses its protection in shared memory.
  */
 LIBUFFD_EXPORT int libuffd_zeropage(const struct libuffd *u, uint64_t dst, size_t len,
 				    uint64_t flags, size_t *done);
@@ -466,8 +467,8 @@ LIBUFFD_EXPORT int libuffd_zeropage(const struct libuffd *u, uint64_t dst, size_
  * memory of equal protection (UFFDIO_MOVE, 6.8; needs FEATURE_MOVE).
  *   -EBUSY   a source page is pinned (io_uring fixed buffers) or shared after a fork: copy instead
  *   -ENOENT  also: a hole in the source without LIBUFFD_MOVE_ALLOW_SRC_HOLES
- *   -EINVAL  also: more than one mapping on either side; not the caller's address space; the
- *            ranges overlap; protection or mlock state differ
+ *   -EINVAL  also: more than one mapping on either side, or none that is registered; not the
+ *            caller's address space; protection or mlock state differ
  */
 LIBUFFD_EXPORT int libuffd_move(const struct libuffd *u, uint64_t dst, uint64_t src, size_t len,
 				uint64_t flags, size_t *done);
@@ -582,14 +583,18 @@ struct libuffd_answer {
  * passing race; supplies zeros to hugetlb and to write-protected installs by copying; and wakes
  * everybody whose page is there or will never be (unless told DONTWAKE).
  *
+ * Bytes and protected zeros take poison back, and so do plain zeros in a range registered for WP:
+ * do not answer what was poisoned.
+ *
  * *@done (may be NULL) gets the bytes from start that are answered. The page at start + *done is
  * the one that failed: go on there, give it another answer, or pass over it.
  *
  * Return 0 when all of it is answered, or
  *   -EAGAIN   the layout is changing: read events until empty, then call again for the rest, a
  *             little later. The rest's waiters still wait
- *   -ENOENT   the page at start + *done is not registered with @u (unmapped, unregistered); or for
- *             MOVE its source is a hole. Waiters in the rest were woken: they fail, or fault again
+ *   -ENOENT   the page at start + *done is not registered with @u (unmapped, unregistered; for MOVE
+ *             that is -EINVAL); or for MOVE its source is a hole. Waiters in the rest were woken:
+ *             they fail, or fault again
  *   -ESRCH    the process has exited
  *   -EINVAL   @u or @answer is NULL, data is NULL for COPY, unknown kind or flag, a flag that does
  *             not go with the kind, DONTWAKE with PROTECT or RWPROTECT, start, len or page_size

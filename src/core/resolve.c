@@ -275,17 +275,17 @@ static int copy_zeros(struct job *j, uint64_t len, uint64_t mode, size_t *did)
 }
 
 /*
- * "There is something already." In anonymous memory that may be the mark of a protected absent page,
+ * "There is something already." In private memory that may be the mark of a protected absent page,
  * which ZEROPAGE does not replace: its waiters would only fault again, for ever. COPY replaces it,
- * and refuses if there is a page after all (or no write-protection, and so no mark).
+ * and refuses if there is a page after all (or no write-protection, and so no mark). No feature tells
+ * whether there are marks: files have them without WP_UNPOPULATED.
  */
 static int zero_over_mark(struct job *j)
 {
 	size_t did = 0;
 	int ret;
 
-	if (j->a->kind != LIBUFFD_ANSWER_ZERO || zeros_are_copied(j->u, j->a) ||
-	    !(j->u->features & LIBUFFD_FEATURE_WP_UNPOPULATED))
+	if (j->a->kind != LIBUFFD_ANSWER_ZERO || zeros_are_copied(j->u, j->a))
 		return -EEXIST;
 	ret = copy_zeros(j, j->page, j->a->flags | LIBUFFD_COPY_WP, &did);
 	return ret == -EINVAL ? -EEXIST : ret;

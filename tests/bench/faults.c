@@ -21,6 +21,8 @@
  * misses on the bytes it brings.
  */
 #define PAGES 1024
+/* Two threads have to meet for longer than it takes to start them. */
+#define SCALING_PAGES 16384
 
 struct placement {
 	const char *name;
@@ -397,39 +399,44 @@ void bench_sigbus(void)
 				   .touchers = 1,
 				   .batch = 1,
 				   .place = { "one core", first_cpu, first_cpu, false } };
-	struct lazy lazy;
-	struct sigbus_leg raw_one = { &lazy, 1, passes, 0, true };
-	struct sigbus_leg one = { &lazy, 1, passes, 0, false };
-	struct sigbus_leg raw_two = { &lazy, 2, passes, 0, true };
-	struct sigbus_leg two = { &lazy, 2, passes, 0, false };
-	struct sigbus_leg wide_one = { &lazy, 1, passes, window, false };
-	struct sigbus_leg wide_two = { &lazy, 2, passes, window, false };
+	struct lazy lazy, large;
+	struct sigbus_leg raw_near = { &lazy, 1, passes, 0, true };
+	struct sigbus_leg near = { &lazy, 1, passes, 0, false };
+	struct sigbus_leg raw_one = { &large, 1, 1, 0, true };
+	struct sigbus_leg one = { &large, 1, 1, 0, false };
+	struct sigbus_leg raw_two = { &large, 2, 1, 0, true };
+	struct sigbus_leg two = { &large, 2, 1, 0, false };
+	struct sigbus_leg wide_one = { &large, 1, 1, window, false };
+	struct sigbus_leg wide_two = { &large, 2, 1, window, false };
 	struct leg legs[] = {
-		{ trip_raw, &trip, NULL },	 { run_sigbus, &raw_one, NULL },
+		{ trip_raw, &trip, NULL },	 { run_sigbus, &raw_near, NULL },
+		{ run_sigbus, &near, NULL },	 { run_sigbus, &raw_one, NULL },
 		{ run_sigbus, &one, NULL },	 { run_sigbus, &wide_one, NULL },
 		{ run_sigbus, &raw_two, NULL },	 { run_sigbus, &two, NULL },
 		{ run_sigbus, &wide_two, NULL },
 	};
 	bool two_cpus = second_cpu >= 0;
-	size_t n = two_cpus ? 7 : 4;
+	size_t n = two_cpus ? sizeof(legs) / sizeof(legs[0]) : 3;
 
 	sigaction(SIGBUS, &action, NULL);
 	lazy_open(&trip.lazy, PAGES, 0, LIBUFFD_OPEN_BLOCKING);
 	lazy_open(&lazy, PAGES, LIBUFFD_FEATURE_SIGBUS, 0);
-	warm(4 * lazy.len);
+	lazy_open(&large, SCALING_PAGES, LIBUFFD_FEATURE_SIGBUS, 0);
+	warm(4 * large.len);
 	interleave(legs, n);
 	ratio_row(section, "against a raw handler", &legs[1], &legs[2]);
 	set_bar(ratio_row(section, "against a raw blocking read loop", &legs[0], &legs[2]),
 		BAR_AT_MOST, 0.82);
 	if (two_cpus) {
-		scaling_row(section, "2 threads against 1", &legs[2], &legs[5], 1.5);
-		scaling_row(section, "2 threads against 1, windows of 64 KiB", &legs[3], &legs[6],
+		scaling_row(section, "2 threads against 1", &legs[4], &legs[7], 1.5);
+		scaling_row(section, "2 threads against 1, windows of 64 KiB", &legs[5], &legs[8],
 			    0);
-		scaling_row(section, "2 threads against 1, raw handler", &legs[1], &legs[4], 0);
+		scaling_row(section, "2 threads against 1, raw handler", &legs[3], &legs[6], 0);
 	} else {
 		skip_row(section, "2 threads against 1", "there is only one CPU");
 	}
 	free_legs(legs, n);
+	lazy_close(&large);
 	lazy_close(&lazy);
 	lazy_close(&trip.lazy);
 	signal(SIGBUS, SIG_DFL);

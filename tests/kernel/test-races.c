@@ -209,6 +209,7 @@ static void eexist_wakes_nobody(void **state)
 	mem_register(u, &m, LIBUFFD_MODE_MISSING);
 	faulter_start(&f, m.addr, false, 0);
 	expect_event(u, LIBUFFD_EVENT_FAULT);
+	wait_asleep(u, 1, &m);
 	assert_int_equal(libuffd_copy(u, m.start, data, m.page, LIBUFFD_COPY_DONTWAKE, &done), 0);
 	assert_int_equal(libuffd_copy(u, m.start, data, m.page, 0, &done), -EEXIST);
 	assert_int_equal(done, 0);
@@ -238,6 +239,7 @@ static void resolve_wakes_on_eexist(void **state)
 	mem_register(u, &m, LIBUFFD_MODE_MISSING);
 	faulter_start(&f, m.addr, false, 0);
 	expect_event(u, LIBUFFD_EVENT_FAULT);
+	wait_asleep(u, 1, &m);
 	assert_int_equal(libuffd_copy(u, m.start, data, m.page, LIBUFFD_COPY_DONTWAKE, &done), 0);
 	memset(data, 0x20, m.page);
 	a = copy_answer(&m, 0, 1, data);

@@ -190,7 +190,8 @@ static struct {
 	bool layout_changes; /* EAGAIN for ever */
 	int fail_page;	     /* this page cannot be had: fail_error; or -1 */
 	int fail_error;
-	bool old_out; /* leave the out field alone on EAGAIN, as up to 6.1 */
+	bool mark_first; /* a mark is in the way of ZEROPAGE before fail_page is */
+	bool old_out;	 /* leave the out field alone on EAGAIN, as up to 6.1 */
 	unsigned int wakes;
 	unsigned int seed;
 } mem;
@@ -246,7 +247,9 @@ static int model_install(unsigned long request, uint64_t start, uint64_t len, ui
 		return error;
 	}
 	for (i = first; i < first + n; i += mem.unit) {
-		if ((int)i == mem.fail_page)
+		if (mem.mark_first && mem.page[i].mark && request == UAPI_IOC_ZEROPAGE)
+			error = -EEXIST;
+		else if ((int)i == mem.fail_page)
 			error = mem.fail_error;
 		else if (mem.page[i].present)
 			error = -EEXIST;
@@ -611,7 +614,7 @@ static void protected_zeros_come_in_one_step(void **state)
 /* An absent page that is marked protected: EEXIST for ZEROPAGE, and a fault for ever. */
 static void zeros_replace_the_mark_of_protection(void **state)
 {
-	struct libuffd *u = model(LIBUFFD_FEATURE_WP_UNPOPULATED);
+	struct libuffd *u = model(0);
 	struct libuffd_answer a = answer(LIBUFFD_ANSWER_ZERO, 0, 6);
 
 	(void)state;
@@ -625,6 +628,32 @@ static void zeros_replace_the_mark_of_protection(void **state)
 		assert_true(mem.page[i].present && !mem.page[i].asleep);
 		assert_int_equal(mem.page[i].wp, i == 2 || i == 3);
 	}
+	free(u);
+}
+
+static void zeros_over_a_mark_obey_and_report(void **state)
+{
+	struct libuffd *u = model(0);
+	struct libuffd_answer a = answer(LIBUFFD_ANSWER_ZERO, 0, 4);
+	size_t done;
+
+	(void)state;
+	mem_reset();
+	all_asleep();
+	mem.wp_registered = true;
+	mem.page[2].mark = true;
+	a.flags = LIBUFFD_RESOLVE_DONTWAKE;
+	assert_int_equal(libuffd_resolve(u, &a, &done), 0);
+	assert_true(mem.page[2].present && mem.page[2].wp && mem.page[2].asleep);
+
+	mem_reset();
+	mem.wp_registered = true;
+	mem.page[2].mark = true;
+	mem.fail_page = 2;
+	mem.fail_error = -ENOMEM;
+	mem.mark_first = true;
+	assert_int_equal(libuffd_resolve(u, &a, &done), -ENOMEM);
+	assert_int_equal(done, 2 * PAGE);
 	free(u);
 }
 
@@ -945,6 +974,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(written_pages_stay_written),
 	cmocka_unit_test(protected_zeros_come_in_one_step),
 	cmocka_unit_test(zeros_replace_the_mark_of_protection),
+	cmocka_unit_test(zeros_over_a_mark_obey_and_report),
 	cmocka_unit_test(protection_goes_in_chunks),
 	cmocka_unit_test(random_kernels),
 	cmocka_unit_test(bad_answers_do_not_reach_the_kernel),
