@@ -623,6 +623,9 @@ LIBUFFD_EXPORT int libuffd_resolve(const struct libuffd *u, const struct libuffd
  * the region (0: one page; else a power of two, and a multiple of the page size). @address and
  * @code are si_addr and si_code of the handler's siginfo_t.
  *
+ * Where many threads fault at once, spare the kernel's locks: install the handler with SA_NODEFER and
+ * an empty mask, and give the memory of each thread a userfaultfd of its own.
+ *
  * Return 1 if the fault was ours: return from the handler, and the access goes ahead (or faults
  * again, if the layout was changing: the thread that reads events must be running). 0 if it was
  * not: the address lies elsewhere, or the signal tells of a real hardware or poison error; try the

@@ -24,6 +24,11 @@ struct libuffd {
 	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
 	 LIBUFFD_FEATURE_EVENT_UNMAP)
 
+#define CORE_DEVICE "/dev/userfaultfd"
+
+/* probe.c: the start of a file of /proc as a string, cut to @size; 0 or -errno */
+int core_read_text(const char *path, char *buf, size_t size);
+
 /* open.c */
 int core_open_way(int way, int flags);
 int core_handshake(int fd, uint64_t features, struct uapi_api *api);

@@ -14,8 +14,6 @@
 	(LIBUFFD_OPEN_USER_MODE_OK | LIBUFFD_OPEN_USER_MODE_ONLY | LIBUFFD_OPEN_NO_SYSCALL | \
 	 LIBUFFD_OPEN_NO_DEVICE | LIBUFFD_OPEN_BLOCKING)
 
-#define DEVICE "/dev/userfaultfd"
-
 /* Where the first release's struct ended: what every caller's must reach. */
 #define OPTS_LEAST 32
 
@@ -23,7 +21,7 @@
 
 static int open_device(int flags)
 {
-	int fd, dev = sys_open(DEVICE, O_RDWR);
+	int fd, dev = sys_open(CORE_DEVICE, O_RDWR);
 
 	if (dev < 0)
 		return dev;
@@ -284,25 +282,6 @@ int libuffd_open(const struct libuffd_open_opts *from, struct libuffd **out)
 
 /* ---- Adopting ------------------------------------------------------------------------------- */
 
-/* All of a small file; a read may come in pieces. */
-static int read_small(const char *path, char *buf, size_t size)
-{
-	int fd = sys_open(path, O_RDONLY);
-	size_t len = 0;
-	ssize_t n;
-
-	if (fd < 0)
-		return fd;
-	do {
-		n = sys_read(fd, buf + len, size - 1 - len);
-		if (n > 0)
-			len += (size_t)n;
-	} while (n == -EINTR || (n > 0 && len < size - 1));
-	sys_close(fd);
-	buf[len] = '\0';
-	return n < 0 ? (int)n : 0;
-}
-
 /*
  * A userfaultfd's fdinfo has a line "API:\taa:<features>:<ioctls>", in hexadecimal; no other file's
  * has. The features are the enabled ones, with a bit of the kernel's own once initialised.
@@ -313,7 +292,7 @@ static int read_fdinfo(int fd, uint64_t *features, uint64_t *ioctls)
 	int ret;
 
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	ret = read_small(path, text, sizeof(text));
+	ret = core_read_text(path, text, sizeof(text));
 	if (ret < 0)
 		return ret;
 	line = strstr(text, "\nAPI:\t");

@@ -11,31 +11,32 @@
 #include "sized.h"
 
 #define CAP_SYS_PTRACE 19
-#define DEVICE "/dev/userfaultfd"
 #define SYSCTL "/proc/sys/vm/unprivileged_userfaultfd"
 
 /* ---- The facts ------------------------------------------------------------------------------ */
 
-/* The start of a file of /proc, as a string; longer ones are cut. */
-static int read_start(const char *path, char *buf, size_t size)
+int core_read_text(const char *path, char *buf, size_t size)
 {
 	int fd = sys_open(path, O_RDONLY);
+	size_t len = 0;
 	ssize_t n;
 
 	if (fd < 0)
 		return fd;
-	n = sys_read(fd, buf, size - 1);
+	do { /* a read of /proc may come in pieces */
+		n = sys_read(fd, buf + len, size - 1 - len);
+		if (n > 0)
+			len += (size_t)n;
+	} while (n == -EINTR || (n > 0 && len < size - 1));
 	sys_close(fd);
-	if (n < 0)
-		return (int)n;
-	buf[n] = '\0';
-	return 0;
+	buf[len] = '\0';
+	return n < 0 ? (int)n : 0;
 }
 
 static int32_t read_sysctl(void)
 {
 	char text[32];
-	int ret = read_start(SYSCTL, text, sizeof(text));
+	int ret = core_read_text(SYSCTL, text, sizeof(text));
 
 	return ret < 0 ? ret : atoi(text);
 }
@@ -43,7 +44,7 @@ static int32_t read_sysctl(void)
 static int32_t read_seccomp(void)
 {
 	char text[4096], *line;
-	int ret = read_start("/proc/self/status", text, sizeof(text));
+	int ret = core_read_text("/proc/self/status", text, sizeof(text));
 
 	if (ret < 0)
 		return ret;
@@ -55,7 +56,7 @@ static void look_at_device(struct libuffd_caps *caps)
 {
 	struct stat st;
 
-	caps->device = sys_stat(DEVICE, &st);
+	caps->device = sys_stat(CORE_DEVICE, &st);
 	if (caps->device < 0)
 		return;
 	caps->device_mode = st.st_mode & 07777;
@@ -68,7 +69,8 @@ static bool kernel_has_device(void)
 {
 	char text[4096];
 
-	return read_start("/proc/misc", text, sizeof(text)) == 0 && strstr(text, " userfaultfd\n");
+	return core_read_text("/proc/misc", text, sizeof(text)) == 0 &&
+	       strstr(text, " userfaultfd\n");
 }
 
 /* ---- The cures ------------------------------------------------------------------------------ */

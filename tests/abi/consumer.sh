@@ -7,21 +7,7 @@ set -eu
 build=$1 top=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-try()
-{
-	name=$1
-	shift
-	n=$((n + 1))
-	if "$@" >"$work/log" 2>&1; then
-		echo "ok $n - $name"
-	else
-		echo "not ok $n - $name"
-		sed 's/^/# /' "$work/log"
-		failed=1
-	fi
-}
+. "$(dirname "$0")/../tap.sh"
 
 # A build of its own, so that neither the sanitizers of this one nor its prefix matter.
 install_it()
@@ -105,5 +91,4 @@ try "C++17" plus_plus
 try "pkg-config's version is the library's" version_matches
 try "the README's program, pasted" readme
 try "Meson subproject" subproject
-echo "1..$n"
-exit $failed
+finish

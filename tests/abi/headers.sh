@@ -7,40 +7,35 @@ set -eu
 inc=$1 build_inc=$2 src=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-n=0 failed=0
-
-# try NAME COMMAND...: one line of TAP
-try()
-{
-	name=$1
-	shift
-	n=$((n + 1))
-	if "$@" >"$work/log" 2>&1; then
-		echo "ok $n - $name"
-	else
-		echo "not ok $n - $name"
-		sed 's/^/# /' "$work/log"
-		failed=1
-	fi
-}
+. "$(dirname "$0")/../tap.sh"
 
 strict="-Wall -Wextra -Werror -pedantic-errors -Wshadow -Wundef -I$inc -I$build_inc"
 
-# compile NAME COMPILER FLAGS...: build the layout program, and run it
+# layout STANDARD COMPILER FLAGS...: build the layout program, and run it
+layout()
+{
+	standard=$1 compiler=$2
+	shift 2
+	if ! command -v "$compiler" >/dev/null; then
+		skip "$standard $compiler $*" "$compiler is not installed"
+		return
+	fi
+	try "$standard $compiler $*" build_and_run "$compiler" -std="$standard" $strict "$@"
+}
+
 build_and_run()
 {
 	"$@" -o "$work/layout" && "$work/layout"
 }
 
-for order in "" -DKERNEL_FIRST -DKERNEL_LAST; do
+cd "$src"
+for order in -DALONE -DKERNEL_FIRST -DKERNEL_LAST; do
 	for cc in gcc clang; do
-		command -v "$cc" >/dev/null || continue
-		try "C11 $cc $order" build_and_run "$cc" -std=c11 $strict $order "$src/layout.c"
-		try "C11 -m32 $cc $order" build_and_run "$cc" -m32 -std=c11 $strict $order "$src/layout.c"
+		layout c11 $cc $order layout.c
+		layout c11 $cc -m32 $order layout.c
 	done
 	for cxx in g++ clang++; do
-		command -v "$cxx" >/dev/null || continue
-		try "C++17 $cxx $order" build_and_run "$cxx" -std=c++17 $strict $order -x c++ "$src/layout.c"
+		layout c++17 $cxx $order -x c++ layout.c
 	done
 done
 
@@ -51,5 +46,4 @@ leaks()
 	! grep -E 'linux/(userfaultfd|fs)\.h|liburing|json-c' "$work/deps"
 }
 try "no kernel header is included" leaks
-echo "1..$n"
-exit $failed
+finish
