@@ -29,7 +29,8 @@
  *              does not reach the end of the first release's struct, is -EINVAL.
  *
  * The library never prints, exits, reads the environment, starts a thread or installs a signal
- * handler. The calls that resolve faults neither allocate nor lock.
+ * handler. The calls that resolve faults neither allocate nor lock (but for the zeros of a huge page,
+ * which are mapped for as long as the call takes).
  */
 #ifndef LIBUFFD_UFFD_H
 #define LIBUFFD_UFFD_H
@@ -303,7 +304,7 @@ LIBUFFD_EXPORT const char *libuffd_cure_text(uint64_t bit);
  *
  * Registering again with a subset of the modes changes nothing, and with other modes replaces them;
  * from 7.3 on what would drop WP or RWP is -EBUSY instead.
- * Unix signals and other threads may fault as soon as the call is under way. Signal-safe.
+ * Other threads may fault as soon as the call is under way. Signal-safe.
  *   -EINVAL  no or unknown mode for this kernel; an unaligned, empty or wrapping range; nothing
  *            mapped there; memory that the mode does not cover; a hugetlb range off its page size;
  *            WP with RWP; RWP on PROT_NONE
