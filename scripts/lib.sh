@@ -18,7 +18,7 @@ configure()
 {
 	_dir=$1
 	shift
-	_options="${CC:-cc} $*"
+	_options="${CC:-cc} $* $(cat "$top"/tests/cross/* | cksum)"
 	if [ -f "$_dir/build.ninja" ] && [ "$(cat "$_dir/options" 2>/dev/null)" = "$_options" ]; then
 		return 0 # ninja sees for itself what has changed
 	fi

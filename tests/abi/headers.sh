@@ -28,12 +28,16 @@ build_and_run()
 	"$@" -o "$work/layout" && "$work/layout"
 }
 
+# One of two ways to 32 bits is installed: they exclude each other.
+gcc32=i686-linux-gnu-gcc clang32="clang --target=i686-linux-gnu"
+command -v i686-linux-gnu-gcc >/dev/null || gcc32="gcc -m32" clang32="clang -m32"
+
 cd "$src"
 for order in -DALONE -DKERNEL_FIRST -DKERNEL_LAST; do
-	for cc in gcc clang; do
-		layout c11 $cc $order layout.c
-		layout c11 $cc -m32 $order layout.c
-	done
+	layout c11 gcc $order layout.c
+	layout c11 $gcc32 $order layout.c
+	layout c11 clang $order layout.c
+	layout c11 $clang32 $order layout.c
 	for cxx in g++ clang++; do
 		layout c++17 $cxx $order -x c++ layout.c
 	done
