@@ -25,11 +25,26 @@ void requires(uint64_t features)
 
 	assert_int_equal(libuffd_probe(&caps), 0);
 	lacking = features & ~(caps.features & ~caps.denied);
-	if (lacking) {
-		const char *name = libuffd_feature_name(lacking & -lacking);
+	if (!lacking)
+		return;
+	printf("# SKIP: needs ");
+	for (uint64_t bit; (bit = lacking & -lacking); lacking &= ~bit) {
+		const char *name = libuffd_feature_name(bit);
 
-		SKIP("this kernel or process has no %s", name ? name : "such feature");
+		printf("%s%s", name ? name : "an unknown feature", lacking & ~bit ? "," : "");
 	}
+	printf(": not offered to this process by this kernel\n");
+	fflush(stdout);
+	skip();
+}
+
+void requires_kernel_faults(void)
+{
+	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
+
+	assert_int_equal(libuffd_probe(&caps), 0);
+	if (caps.way[LIBUFFD_WAY_SYSCALL].error && caps.way[LIBUFFD_WAY_DEVICE].error)
+		SKIP("kernel-faults", "this process may have user-mode faults only");
 }
 
 size_t page_size(void)
@@ -67,7 +82,7 @@ void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
 	m->memfd = -1;
 	m->page = mem_page_size(kind);
 	if (!m->page)
-		SKIP("this kernel has no huge pages");
+		SKIP("hugetlb", "this kernel has no huge pages");
 	m->len = pages * m->page;
 	if (kind == MEM_ANON) {
 		flags |= MAP_ANONYMOUS;
@@ -80,7 +95,7 @@ void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
 	m->addr = mmap(NULL, m->len, PROT_READ | PROT_WRITE, flags, m->memfd, 0);
 	if (m->addr == MAP_FAILED && mem_is_hugetlb(kind)) {
 		close(m->memfd);
-		SKIP("no huge pages are to be had");
+		SKIP("hugetlb", "no huge pages are to be had");
 	}
 	assert_ptr_not_equal(m->addr, MAP_FAILED);
 	/* Tests count pages of the page size they ask for; a THP would be one fault for 512. */
@@ -206,6 +221,7 @@ struct libuffd *uffd_with(uint64_t features)
 	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
 	struct libuffd *u = NULL;
 
+	opts.flags = LIBUFFD_OPEN_USER_MODE_OK;
 	opts.required = features;
 	assert_int_equal(libuffd_open(&opts, &u), 0);
 	assert_non_null(u);
@@ -519,12 +535,19 @@ static void tap_end(pid_t filter)
  */
 #define WATCHDOG_SECONDS 300
 
-int run_kernel_tests(const char *name, const struct CMUnitTest *tests, size_t n,
-		     CMFixtureFunction setup, CMFixtureFunction teardown)
+int run_kernel_tests(int argc, char **argv, const char *name, const struct CMUnitTest *tests,
+		     size_t n, CMFixtureFunction setup, CMFixtureFunction teardown)
 {
 	pid_t filter;
 	int failed;
 
+	if (argc > 2 || (argc == 2 && *argv[1] == '-')) {
+		fprintf(stderr, "usage: %s [PATTERN]    the cases whose names match, or all\n",
+			argv[0]);
+		return 2;
+	}
+	if (argc == 2)
+		cmocka_set_test_filter(argv[1]);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	filter = tap_begin();
 	if (filter < 0) {

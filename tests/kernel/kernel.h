@@ -23,19 +23,30 @@
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
-/* ---- Skipping: always with the reason, as a TAP comment -------------------------------------- */
+/* ---- Skipping: always with what is lacking, and the reason, as a TAP comment ------------------ */
 
-#define SKIP(...)                               \
-	do {                                    \
-		printf("# SKIP: " __VA_ARGS__); \
-		printf("\n");                   \
-		fflush(stdout);                 \
-		skip();                         \
+/*
+ * @needs, a string, is what the machine lacks in one word, or several with commas between: a feature's
+ * name, or one of the words that tests/vm/matrix.toml explains. Whoever knows what the machine must
+ * have (the matrix does) tells by it a skip that is all right from one that hides a failure.
+ */
+#define SKIP(needs, ...)                                         \
+	do {                                                     \
+		printf("# SKIP: needs " needs ": " __VA_ARGS__); \
+		printf("\n");                                    \
+		fflush(stdout);                                  \
+		skip();                                          \
 	} while (0)
 
 /* Skip unless the kernel offers all of @features to this process. */
 void requires(uint64_t features);
 #define REQUIRES(features) requires(features)
+
+/*
+ * Skip unless faults that the kernel takes on this process's behalf are served too: a descriptor for
+ * user mode only is all that some processes get.
+ */
+void requires_kernel_faults(void);
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
@@ -91,7 +102,10 @@ void huge_restore(void);
 
 /* ---- A userfaultfd for a test ---------------------------------------------------------------- */
 
-/* Open with these features required, non-blocking; fails the test if it cannot. */
+/*
+ * Open with these features required, non-blocking; fails the test if it cannot. Where nothing but
+ * user mode is permitted that is what it opens: see requires_kernel_faults().
+ */
 struct libuffd *uffd_with(uint64_t features);
 /* mem_map + libuffd_register; returns the ioctl mask. */
 uint64_t mem_register(const struct libuffd *u, const struct mem *m, uint64_t modes);
@@ -151,13 +165,17 @@ void rig_down(struct rig *r);
 
 /* ---- A main ---------------------------------------------------------------------------------- */
 
-/* TAP, a watchdog, every test of the array. Group setup and teardown may be NULL. */
-int run_kernel_tests(const char *name, const struct CMUnitTest *tests, size_t n,
-		     CMFixtureFunction setup, CMFixtureFunction teardown);
-#define KERNEL_MAIN(name, tests, setup, teardown)                                         \
-	int main(void)                                                                    \
-	{                                                                                 \
-		return run_kernel_tests(name, tests, ARRAY_SIZE(tests), setup, teardown); \
+/*
+ * TAP, a watchdog, every test of the array, or with a pattern as the program's argument (* and ?
+ * are wild) those whose name it matches. Group setup and teardown may be NULL.
+ */
+int run_kernel_tests(int argc, char **argv, const char *name, const struct CMUnitTest *tests,
+		     size_t n, CMFixtureFunction setup, CMFixtureFunction teardown);
+#define KERNEL_MAIN(name, tests, setup, teardown)                                          \
+	int main(int argc, char **argv)                                                    \
+	{                                                                                  \
+		return run_kernel_tests(argc, argv, name, tests, ARRAY_SIZE(tests), setup, \
+					teardown);                                         \
 	}
 
 #endif

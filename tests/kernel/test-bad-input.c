@@ -599,7 +599,7 @@ static void bad_scans(void **state)
 
 	(void)state;
 	if (ret == -ENOTTY)
-		SKIP("this kernel has no PAGEMAP_SCAN");
+		SKIP("pagemap-scan", "this kernel has no PAGEMAP_SCAN");
 	assert_int_equal(ret, 0);
 	args.start = stage.r.m.start;
 	args.end = args.start + stage.r.m.len;

@@ -530,7 +530,8 @@ static void remove_event_of(enum mem_kind kind, int advice)
 		libuffd_close(u);
 		mem_unmap(&m);
 		if (NO_SUCH_ADVICE(kind, error))
-			SKIP("this kernel's hugetlb does not take the advice (before 5.18)");
+			SKIP("hugetlb-dontneed",
+			     "this kernel's hugetlb does not take the advice (before 5.18)");
 		fail_msg("no event; madvise said %d", error);
 	}
 	assert_int_equal(ev.type, LIBUFFD_EVENT_REMOVE);
@@ -746,7 +747,8 @@ static struct libuffd_event moved(struct libuffd *u, struct mem *m, struct call 
 			munmap(to, new_len);
 		mem_unmap(m);
 		if (NO_MREMAP(kind, error))
-			SKIP("hugetlb cannot be moved by this kernel (before 5.16)");
+			SKIP("hugetlb-mremap",
+			     "hugetlb cannot be moved by this kernel (before 5.16)");
 		fail_msg("no event; mremap said %d", error);
 	}
 	return ev;
@@ -1288,7 +1290,7 @@ static void the_reader_is_not_caught_in_libcs_fork(void **state)
 	(void)state;
 	REQUIRES(LIBUFFD_FEATURE_EVENT_FORK);
 	if (UNDER_SANITIZER)
-		SKIP("a sanitizer's fork holds locks that its own reader needs");
+		SKIP("no-sanitizer", "a sanitizer's fork holds locks that its own reader needs");
 	mem_map(&m, MEM_ANON, 1);
 	u = uffd_with(LIBUFFD_FEATURE_EVENT_FORK);
 	mem_register(u, &m, LIBUFFD_MODE_MISSING);

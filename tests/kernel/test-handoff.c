@@ -319,7 +319,7 @@ static void a_userfaultfd_before_its_handshake(void **state)
 	struct link l;
 
 	if (fd < 0)
-		SKIP("userfaultfd(2) is not permitted here");
+		SKIP("syscall", "userfaultfd(2) is not permitted here");
 	link_up(&l, sock_of(state));
 	raw_send(l.a, &fd, 1, "hello");
 	recv_refuses(l.b, 16, -EOPNOTSUPP);
@@ -615,7 +615,7 @@ static void a_socket_that_carries_no_descriptors(void **state)
 
 	(void)state;
 	if (sock < 0)
-		SKIP("this kernel has no Internet sockets");
+		SKIP("inet", "this kernel has no Internet sockets");
 	assert_int_equal(libuffd_send(sock, u, "x", 1), -EOPNOTSUPP);
 	close(sock);
 	libuffd_close(u);
@@ -639,7 +639,7 @@ static void a_connection_that_carries_no_descriptors(void **state)
 		close(in);
 		close(out);
 		libuffd_close(u);
-		SKIP("no loopback network here");
+		SKIP("inet", "no loopback network here");
 	}
 	assert_int_equal(libuffd_send(out, u, "x", 1), -EOPNOTSUPP);
 	assert_int_equal(recv(in, &byte, 1, 0), -1);

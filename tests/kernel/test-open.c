@@ -156,7 +156,7 @@ static void user_mode_only_does_not_serve_system_calls(void **state)
 	assert_int_equal(report.error[LIBUFFD_WAY_USER_MODE], ret);
 	if (ret == -EINVAL) { /* the flag came with 5.11 */
 		assert_null(u);
-		SKIP("this kernel has no user-mode-only userfaultfd");
+		SKIP("user-mode", "this kernel has no user-mode-only userfaultfd");
 	}
 	assert_int_equal(ret, 0);
 	assert_int_equal(libuffd_way(u), LIBUFFD_WAY_USER_MODE);
@@ -201,7 +201,7 @@ static void no_syscall_leaves_the_device(void **state)
 	if (ret < 0) {
 		assert_null(u);
 		assert_int_equal(report.handshake, LIBUFFD_NOT_TRIED);
-		SKIP("there is no /dev/userfaultfd to open (%d)", ret);
+		SKIP("device", "there is no /dev/userfaultfd to open (%d)", ret);
 	}
 	assert_int_equal(libuffd_way(u), LIBUFFD_WAY_DEVICE);
 	assert_true(fcntl(libuffd_fd(u), F_GETFL) & O_NONBLOCK);
@@ -218,7 +218,7 @@ static void device_opens_blocking_too(void **state)
 	(void)state;
 	ret = open_with(LIBUFFD_OPEN_NO_SYSCALL | LIBUFFD_OPEN_BLOCKING, 0, 0, NULL, &u);
 	if (ret < 0)
-		SKIP("there is no /dev/userfaultfd to open (%d)", ret);
+		SKIP("device", "there is no /dev/userfaultfd to open (%d)", ret);
 	assert_false(fcntl(libuffd_fd(u), F_GETFL) & O_NONBLOCK);
 	libuffd_close(u);
 }
@@ -851,7 +851,7 @@ static struct seen as_nobody(struct trial t)
 	pid_t pid;
 
 	if (geteuid())
-		SKIP("only root can become nobody");
+		SKIP("root", "only root can become nobody");
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	assert_ptr_not_equal(shared, MAP_FAILED);
@@ -866,7 +866,7 @@ static struct seen as_nobody(struct trial t)
 	munmap(shared, sizeof(*shared));
 	assert_int_equal(status, 0);
 	if (s.setup && t.own_dev)
-		SKIP("no /dev of its own for a child here: %s", strerror(s.setup));
+		SKIP("own-dev", "no /dev of its own for a child here: %s", strerror(s.setup));
 	assert_int_equal(s.setup, 0);
 	assert_int_equal(s.fds_before, s.fds_after);
 	return s;
@@ -912,9 +912,9 @@ static int restore_the_sysctl(void **state)
 static void need_root_and_sysctl(int value)
 {
 	if (geteuid())
-		SKIP("only root can set the sysctl");
+		SKIP("root", "only root can set the sysctl");
 	if (read_sysctl() != value)
-		SKIP("the sysctl vm.unprivileged_userfaultfd cannot be set to %d", value);
+		SKIP("sysctl", "the sysctl vm.unprivileged_userfaultfd cannot be set to %d", value);
 }
 
 static void nobody_is_refused_with_every_reason(void **state)
@@ -925,7 +925,7 @@ static void nobody_is_refused_with_every_reason(void **state)
 	need_root_and_sysctl(0);
 	s = as_nobody((struct trial){ 0 });
 	if (!s.caps.way[LIBUFFD_WAY_DEVICE].error)
-		SKIP("everybody may open this machine's /dev/userfaultfd");
+		SKIP("closed-device", "everybody may open this machine's /dev/userfaultfd");
 	assert_int_equal(s.ret, -EPERM);
 	assert_int_equal(s.way, -EINVAL);
 	assert_int_equal(s.report.error[LIBUFFD_WAY_SYSCALL], -EPERM);
@@ -952,7 +952,7 @@ static void nobody_may_have_user_mode_by_consent(void **state)
 	(void)state;
 	need_root_and_sysctl(0);
 	if (!user_mode_exists())
-		SKIP("this kernel has no user-mode-only userfaultfd");
+		SKIP("user-mode", "this kernel has no user-mode-only userfaultfd");
 	/* With a /dev of its own: the machine's might let everybody in. */
 	s = as_nobody((struct trial){ .flags = LIBUFFD_OPEN_USER_MODE_OK, .own_dev = true });
 	assert_int_equal(s.ret, 0);
@@ -971,7 +971,7 @@ static void nobody_may_not_have_fork_events(void **state)
 	(void)state;
 	need_root_and_sysctl(0);
 	if (!user_mode_exists())
-		SKIP("this kernel has no user-mode-only userfaultfd");
+		SKIP("user-mode", "this kernel has no user-mode-only userfaultfd");
 	s = as_nobody((struct trial){ .flags = LIBUFFD_OPEN_USER_MODE_ONLY,
 				      .required = LIBUFFD_FEATURE_EVENT_FORK,
 				      .optional = LIBUFFD_FEATURE_THREAD_ID });
@@ -989,7 +989,7 @@ static void nobody_gets_the_rest_if_fork_events_are_optional(void **state)
 	(void)state;
 	need_root_and_sysctl(0);
 	if (!user_mode_exists())
-		SKIP("this kernel has no user-mode-only userfaultfd");
+		SKIP("user-mode", "this kernel has no user-mode-only userfaultfd");
 	s = as_nobody((struct trial){ .flags = LIBUFFD_OPEN_USER_MODE_ONLY,
 				      .required = LIBUFFD_FEATURE_THREAD_ID,
 				      .optional = LIBUFFD_FEATURE_EVENT_FORK |
@@ -1017,7 +1017,7 @@ static void nobody_may_with_the_sysctl(void **state)
 static void need_device(void)
 {
 	if (misc_minor() < 0)
-		SKIP("this kernel has no userfaultfd device");
+		SKIP("device", "this kernel has no userfaultfd device");
 }
 
 /* A device node grants by file permission alone: the sysctl and capabilities do not count there. */
@@ -1035,7 +1035,8 @@ static void nobody_may_through_an_open_device(void **state)
 		struct seen s = as_nobody(trials[i]);
 
 		if (s.report.error[LIBUFFD_WAY_DEVICE] == -EPERM)
-			SKIP("the device controller of a cgroup forbids the device");
+			SKIP("device-cgroup",
+			     "the device controller of a cgroup forbids the device");
 		assert_int_equal(s.ret, 0);
 		assert_int_equal(s.way, LIBUFFD_WAY_DEVICE);
 		assert_int_equal(s.report.error[LIBUFFD_WAY_SYSCALL], -EPERM);

@@ -360,7 +360,7 @@ static void a_kernel_without_the_call_says_einval(void **state)
 
 	(void)state;
 	if (!(~features & (LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_MOVE | LIBUFFD_FEATURE_RWP)))
-		SKIP("this kernel has every call");
+		SKIP("an-older-kernel", "this kernel has every call");
 	rig_up(&r, MEM_ANON, 1, MISSING, 0);
 	mem_map(&from, MEM_ANON, 1);
 	memset(from.addr, 1, from.len);

@@ -92,7 +92,7 @@ static void eagain_is_not_progress_of_later_operations(void **state)
 	assert_int_equal(libuffd_probe(&caps), 0);
 	have = caps.features & (LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_MOVE);
 	if (!have)
-		SKIP("this kernel has neither POISON nor MOVE");
+		SKIP("poison,move", "this kernel has neither POISON nor MOVE");
 	mem_map(&m, MEM_ANON, PAGES);
 	from = mmap(NULL, m.page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(from, MAP_FAILED);
@@ -459,7 +459,8 @@ static void an_answer_after_unregistering_is_enoent(void **state)
 		libuffd_close(u);
 		free(data);
 		mem_unmap(&m);
-		SKIP("this kernel's hugetlb has no MADV_DONTNEED (before 5.18)");
+		SKIP("hugetlb-dontneed",
+		     "this kernel's hugetlb has no MADV_DONTNEED (before 5.18)");
 	}
 	assert_int_equal(ev.type, LIBUFFD_EVENT_REMOVE);
 	assert_int_equal(libuffd_unregister(u, m.start, m.len), 0);
@@ -574,7 +575,7 @@ static void a_user_mode_descriptor_fails_system_calls(void **state)
 
 	assert_int_equal(libuffd_probe(&caps), 0);
 	if (caps.way[LIBUFFD_WAY_USER_MODE].error)
-		SKIP("no user-mode descriptors here (before 5.11)");
+		SKIP("user-mode", "no user-mode descriptors here (before 5.11)");
 	mem_map(&m, kind_of(state), 1);
 	data = page_of(&m, 1, 0x0f);
 	opts.flags = LIBUFFD_OPEN_USER_MODE_ONLY;
@@ -713,7 +714,7 @@ static void unknown_feature_bits_are_no_error(void **state)
 	(void)state;
 	assert_int_equal(libuffd_probe(&caps), 0);
 	if (caps.features & unknown)
-		SKIP("this kernel does have feature bit 45");
+		SKIP("an-older-kernel", "this kernel does have feature bit 45");
 	opts.report = &report;
 	opts.optional = unknown | LIBUFFD_FEATURE_THREAD_ID;
 	assert_int_equal(libuffd_open(&opts, &u), 0);

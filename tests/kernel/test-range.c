@@ -251,7 +251,7 @@ static void memory_of_another_kind_is_refused(void **state)
 		munmap(p, page_size());
 		close(fd);
 		libuffd_close(u);
-		SKIP("this program's own file lies in memory that can be registered");
+		SKIP("disk-root", "this program's own file lies in memory that can be registered");
 	}
 	REFUSED(-EINVAL, u, (uintptr_t)p, page_size(), MINOR);
 	munmap(p, page_size());
@@ -594,7 +594,8 @@ static void map_big(struct mem *m)
 	m->addr = mmap(NULL, BIG, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->addr == MAP_FAILED)
-		SKIP("no 6 GiB of address space are to be had: %s", strerror(errno));
+		SKIP("address-space", "no 6 GiB of address space are to be had: %s",
+		     strerror(errno));
 	m->start = (uintptr_t)m->addr;
 	madvise(m->addr, m->len, MADV_NOHUGEPAGE);
 }
@@ -657,7 +658,7 @@ static void big_range_is_protected_to_its_end(void **state)
 static void big_range_faults_to_its_end(void **state)
 {
 	(void)state;
-	SKIP("a size_t of 32 bits has no ranges beyond 4 GiB");
+	SKIP("64-bit", "a size_t of 32 bits has no ranges beyond 4 GiB");
 }
 
 #define big_range_is_protected_to_its_end big_range_faults_to_its_end

@@ -639,7 +639,8 @@ static void protect_beyond_4_gib(void **state)
 	r.m.addr = mmap(NULL, BIG, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (r.m.addr == MAP_FAILED)
-		SKIP("no 6 GiB of address space are to be had: %s", strerror(errno));
+		SKIP("address-space", "no 6 GiB of address space are to be had: %s",
+		     strerror(errno));
 	madvise(r.m.addr, r.m.len, MADV_NOHUGEPAGE);
 	r.m.start = (uintptr_t)r.m.addr;
 	last = BIG / r.m.page - 1;
@@ -660,7 +661,7 @@ static void protect_beyond_4_gib(void **state)
 static void protect_beyond_4_gib(void **state)
 {
 	(void)state;
-	SKIP("a size_t of 32 bits has no ranges beyond 4 GiB");
+	SKIP("64-bit", "a size_t of 32 bits has no ranges beyond 4 GiB");
 }
 #endif
 

@@ -15,7 +15,7 @@ static struct libuffd_scanner *scanner(void)
 	int ret = libuffd_scan_open(0, &s);
 
 	if (ret == -ENOTTY)
-		SKIP("this kernel has no PAGEMAP_SCAN (before 6.7)");
+		SKIP("pagemap-scan", "this kernel has no PAGEMAP_SCAN (before 6.7)");
 	assert_int_equal(ret, 0);
 	return s;
 }

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+#include "pages.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+uint64_t pagemap_entry(const void *addr)
+{
+	uint64_t entry = 0;
+	off_t at = (off_t)((uintptr_t)addr / page_size() * sizeof(entry));
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	ssize_t n = pread(fd, &entry, sizeof(entry), at);
+
+	close(fd);
+	return n == sizeof(entry) ? entry : 0;
+}
+
+void requires_pagemap_wp(void)
+{
+	struct libuffd *u;
+	struct mem m;
+	bool wp;
+
+	requires(LIBUFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	mem_map(&m, MEM_ANON, 1);
+	*m.addr = 1;
+	u = uffd_with(LIBUFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	mem_register(u, &m, LIBUFFD_MODE_WP);
+	assert_int_equal(libuffd_writeprotect(u, m.start, m.len, LIBUFFD_WRITEPROTECT_WP), 0);
+	wp = pte_is_wp(m.addr);
+	libuffd_close(u);
+	mem_unmap(&m);
+	if (!wp)
+		SKIP("pagemap-wp",
+		     "this kernel's pagemap does not tell of protection (before 5.14)");
+}
+
+/* ---- Transparent huge pages ------------------------------------------------------------------- */
+
+#define THP_DIR "/sys/kernel/mm/transparent_hugepage/"
+
+static bool first_line(const char *path, char *line, int cap)
+{
+	FILE *f = fopen(path, "r");
+	bool got = f && fgets(line, cap, f);
+
+	if (f)
+		fclose(f);
+	return got;
+}
+
+size_t thp_size(void)
+{
+	char line[64];
+	size_t size = 0;
+
+	if (first_line(THP_DIR "hpage_pmd_size", line, sizeof(line)))
+		size = strtoul(line, NULL, 10);
+	if (!size || !first_line(THP_DIR "enabled", line, sizeof(line)) || strstr(line, "[never]"))
+		SKIP("thp", "this kernel has no transparent huge pages, or may not use them");
+	return size;
+}
+
+/* The part of smaps that tells of one mapping, from its address line to that of the next. */
+size_t thp_mapped(const void *addr)
+{
+	FILE *f = fopen("/proc/self/smaps", "r");
+	unsigned long long start, end;
+	size_t kib, bytes = 0;
+	char line[512];
+	bool here = false;
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%llx-%llx ", &start, &end) == 2)
+			here = start <= (uintptr_t)addr && (uintptr_t)addr < end;
+		else if (here && (sscanf(line, "AnonHugePages: %zu kB", &kib) == 1 ||
+				  sscanf(line, "ShmemPmdMapped: %zu kB", &kib) == 1))
+			bytes += kib << 10;
+	}
+	fclose(f);
+	return bytes;
+}
+
+/* ---- Swap ------------------------------------------------------------------------------------ */
+
+void requires_swap(void)
+{
+	FILE *f = fopen("/proc/swaps", "r");
+	int lines = 0;
+	char line[256];
+
+	while (f && fgets(line, sizeof(line), f))
+		lines++;
+	if (f)
+		fclose(f);
+	if (lines < 2) /* the first is a heading */
+		SKIP("swap", "there is no swap space");
+}
+
+bool page_out(void *addr, size_t len)
+{
+	unsigned char *p = addr;
+
+	/* A page that sits in a processor's batch of pages to be listed is passed over for now. */
+	for (int attempts = 0; attempts < 100; attempts++) {
+		bool all = true;
+
+		if (madvise(addr, len, MADV_PAGEOUT))
+			return false;
+		for (size_t at = 0; at < len; at += page_size())
+			all = all && !pte_is_present(p + at);
+		if (all)
+			return true;
+		sched_yield();
+	}
+	return false;
+}
+
+/* ---- Pins ------------------------------------------------------------------------------------- */
+
+/* The two calls and what they take, without liburing: a few numbers. */
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425
+#define SYS_io_uring_register 427
+#endif
+#define RING_REGISTER_BUFFERS 0
+#define RING_UNREGISTER_BUFFERS 1
+#define RING_PARAMS_SIZE 120
+
+void pin_pages(struct pin *p, void *addr, size_t len)
+{
+	uint64_t params[RING_PARAMS_SIZE / 8] = { 0 };
+	struct iovec iov = { addr, len };
+	int error;
+
+	p->ring = (int)syscall(SYS_io_uring_setup, 1, params);
+	if (p->ring < 0)
+		SKIP("io-uring", "no io_uring to pin pages with: %s", strerror(errno));
+	if (syscall(SYS_io_uring_register, p->ring, RING_REGISTER_BUFFERS, &iov, 1)) {
+		error = errno;
+		close(p->ring);
+		p->ring = -1;
+		assert_int_equal(error, 0);
+	}
+}
+
+void unpin_pages(struct pin *p)
+{
+	/* Closing the ring would do it too, but some time later. */
+	assert_int_equal(syscall(SYS_io_uring_register, p->ring, RING_UNREGISTER_BUFFERS, NULL, 0),
+			 0);
+	close(p->ring);
+	p->ring = -1;
+}
