@@ -47,6 +47,15 @@ void requires_kernel_faults(void)
 		SKIP("kernel-faults", "this process may have user-mode faults only");
 }
 
+void requires_syscall(void)
+{
+	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
+
+	assert_int_equal(libuffd_probe(&caps), 0);
+	if (caps.way[LIBUFFD_WAY_SYSCALL].error)
+		SKIP("syscall", "userfaultfd(2) is not permitted here");
+}
+
 size_t page_size(void)
 {
 	return (size_t)sysconf(_SC_PAGESIZE);

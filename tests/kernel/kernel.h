@@ -47,6 +47,8 @@ void requires(uint64_t features);
  * user mode only is all that some processes get.
  */
 void requires_kernel_faults(void);
+/* Skip where userfaultfd(2) in its full form is not permitted, or seccomp hides it. */
+void requires_syscall(void);
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 

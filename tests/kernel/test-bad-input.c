@@ -359,10 +359,13 @@ static void null_source(void **state)
 {
 	size_t done = (size_t)0xdeadbeef;
 	struct request q = good(&done);
+	int ret;
 
 	(void)state;
 	q.data = NULL;
-	assert_int_equal(do_copy(&q), -EFAULT);
+	/* Nothing can be read there; 6.18.15 does not even look, and refuses the address. */
+	ret = do_copy(&q);
+	assert_true(ret == -EFAULT || ret == -EINVAL);
 	assert_int_equal(done, 0);
 	done = (size_t)0xdeadbeef;
 	assert_int_equal(do_answer_copy(&q), -EINVAL);
@@ -704,9 +707,11 @@ static void open_with_no_descriptor_free(void **state)
 {
 	struct libuffd *u = (struct libuffd *)(uintptr_t)-1;
 	struct rlimit before, low;
-	int lowest = dup(STDOUT_FILENO), opened, adopted;
+	int lowest, opened, adopted;
 
 	(void)state;
+	requires_syscall();
+	lowest = dup(STDOUT_FILENO);
 	assert_true(lowest >= 0);
 	close(lowest);
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
@@ -727,9 +732,11 @@ static void open_with_one_descriptor_free(void **state)
 	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
 	struct libuffd *u = (struct libuffd *)(uintptr_t)-1;
 	struct rlimit before, low;
-	int lowest = dup(STDOUT_FILENO), opened;
+	int lowest, opened;
 
 	(void)state;
+	requires_syscall();
+	lowest = dup(STDOUT_FILENO);
 	assert_true(lowest >= 0);
 	close(lowest);
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);

@@ -352,7 +352,7 @@ static struct libuffd *blocking_uffd(void)
 	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
 	struct libuffd *u = NULL;
 
-	opts.flags = LIBUFFD_OPEN_BLOCKING;
+	opts.flags = LIBUFFD_OPEN_BLOCKING | LIBUFFD_OPEN_USER_MODE_OK;
 	assert_int_equal(libuffd_open(&opts, &u), 0);
 	return u;
 }

@@ -360,7 +360,7 @@ static void a_kernel_without_the_call_says_einval(void **state)
 
 	(void)state;
 	if (!(~features & (LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_MOVE | LIBUFFD_FEATURE_RWP)))
-		SKIP("an-older-kernel", "this kernel has every call");
+		SKIP("older-kernel", "this kernel has every call");
 	rig_up(&r, MEM_ANON, 1, MISSING, 0);
 	mem_map(&from, MEM_ANON, 1);
 	memset(from.addr, 1, from.len);
@@ -433,7 +433,6 @@ static void copy_of_an_unreadable_source(void **state)
 	CALL(-EFAULT, 0, libuffd_copy(r.u, r.m.start, src + r.m.page, r.m.page, 0, &did));
 	/* Across the end of what can be read: half a page is none. */
 	CALL(-EFAULT, 0, libuffd_copy(r.u, r.m.start, src + r.m.page - 8, r.m.page, 0, &did));
-	CALL(-EFAULT, 0, libuffd_copy(r.u, r.m.start, NULL, r.m.page, 0, &did));
 	assert_int_equal(waiters(r.u), 2);
 	/* Page by page: the first goes in. */
 	CALL(-EAGAIN, r.m.page, libuffd_copy(r.u, r.m.start, src, 2 * r.m.page, 0, &did));

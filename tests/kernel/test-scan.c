@@ -670,7 +670,8 @@ static void a_zombie_cannot_be_opened(void **state)
 	pid = other_start(&o, &m);
 	close(o.go[1]);
 	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
-	assert_int_equal(libuffd_scan_open(pid, &s), -ESRCH);
+	/* Without an address space there is no telling whose it was: only root may look. */
+	assert_int_equal(libuffd_scan_open(pid, &s), geteuid() ? -EACCES : -ESRCH);
 	assert_null(s);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
 	assert_int_equal(count_fds(), before);
