@@ -184,7 +184,7 @@ def what_goes_wrong_in_a_guest_is_never_green(work):
     expect(code == 1, "exit status", code, out)
     whole = "boots and runs to its end"
     for name, words in {"panics": "went down", "crashes": "went down", "hangs": "no word for 60 s",
-                        "starves": "log", "stumbles": "set-up"}.items():
+                        "starves": "48M", "stumbles": "set-up"}.items():
         case = cases_of(data, name)[whole]
         expect(case["result"] == "fail" and words in case["why"], name, case)
         expect(f"FAILED {name}: guest" in out and f"logs/{name}" in out, "not told where its log is", name)
@@ -201,20 +201,29 @@ def another_kernel_than_the_matrix_names_is_a_failure(work):
 
 
 def qemus_of(pid):
-    """The machines below a process, by /proc."""
+    """The machines below a process, by /proc: each of its threads may have started one."""
     found, todo = [], [pid]
     while todo:
         parent = todo.pop()
         try:
-            with open(f"/proc/{parent}/task/{parent}/children", encoding="utf-8") as f:
-                children = [int(c) for c in f.read().split()]
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", encoding="utf-8") as f:
+                    todo += [int(c) for c in f.read().split()]
             with open(f"/proc/{parent}/comm", encoding="utf-8") as f:
                 if f.read().startswith("qemu-system"):
                     found.append(parent)
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
-        todo += children
     return found
+
+
+def wait_for(what, condition):
+    """Look again and again, with pauses that leave the processor to those who are waited for."""
+    deadline = time.monotonic() + 120
+    while not (got := condition()):
+        expect(time.monotonic() < deadline, "waited in vain for " + what)
+        time.sleep(0.05)
+    return got
 
 
 def ended(how):
@@ -225,17 +234,10 @@ def ended(how):
             f.write(matrix_text(guest_text("g", 'setup = "sleep 1000"')))
         process = subprocess.Popen([sys.executable, RUN, "--matrix", matrix, "--out", work, *CASE], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, env=dict(os.environ, TMPDIR=tmp))
-        machines = []
-        while not machines and process.poll() is None:
-            machines = qemus_of(process.pid)
-            os.sched_yield()
-        expect(machines, "no machine was started")
+        machines = wait_for("a machine", lambda: qemus_of(process.pid))
         process.send_signal(how)
         expect(process.wait(60) != 0, "an interrupted run was a success")
-        deadline = time.monotonic() + 60
-        while any(os.path.exists(f"/proc/{m}") for m in machines):
-            expect(time.monotonic() < deadline, "a machine outlived the run", machines)
-            os.sched_yield()
+        wait_for("the end of the machine", lambda: not any(os.path.exists(f"/proc/{m}") for m in machines))
         if how != signal.SIGKILL:
             expect(not os.listdir(tmp), "left behind", os.listdir(tmp))
     an_interrupted_run_leaves_nothing.__name__ += "_" + how.name.lower()

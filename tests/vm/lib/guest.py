@@ -259,11 +259,11 @@ def judge_console(outcome, log):
     return found, memory
 
 
-def explain(outcome, log):
-    """The end of what QEMU and the kernel said, for somebody who has only this line."""
+def explain(guest, log):
+    """The end of what QEMU or the kernel said, for somebody who has only this line."""
     for name in ("qemu", "console"):
         path = os.path.join(log, name)
         if os.path.exists(path) and os.path.getsize(path):
             with open(path, encoding="utf-8", errors="replace") as f:
                 return [line.rstrip() for line in f.read().splitlines()[-5:]]
-    return ["nothing was said at all: does the image suit the machine?"]
+    return [f"nothing was said at all: does the kernel suit the machine, and is {guest.memory} of memory enough?"]

@@ -22,7 +22,7 @@ def settle(outcome, matrix, log, ran_all):
         reason = "; ".join(outcome.problems) or "it never said that it was done"
         if memory:
             reason += f"; out of memory ({memory[0]}): give it more than {guest.memory} in matrix.toml"
-        check("boots and runs to its end", f"{reason}. The end of its log ({log}):\n" + "\n".join(explain(outcome, log)))
+        check("boots and runs to its end", f"{reason}. The end of its log ({log}):\n" + "\n".join(explain(guest, log)))
     else:
         check("boots and runs to its end", "; ".join(outcome.problems))
     if outcome.release:
@@ -34,6 +34,8 @@ def settle(outcome, matrix, log, ran_all):
         size = [f.split()[1] for f in outcome.facts if f.startswith("page-size ")]
         check("has pages of the size that the matrix says",
               "" if size == [str(guest.page_size)] else f"{size} instead of {guest.page_size}")
+    if memory and outcome.finished:
+        trouble.insert(0, f"ran out of memory: give it more than {guest.memory} in matrix.toml, or the test less to do")
     check("the kernel's log is clean", "\n".join(trouble[:12]))
     for program, listed in outcome.programs.items():
         for case in listed:
@@ -137,9 +139,13 @@ def details(outcomes):
     """Every failure in full, and why what was skipped was."""
     out = []
     for outcome in outcomes:
+        alike = collections.defaultdict(list)
         for program, case in outcome.failed():
-            out.append(f"FAILED {outcome.guest.name}: {program}: {case.name}")
-            out += ["    " + line for line in case.why.splitlines()]
+            alike[program, case.why].append(case.name)
+        for (program, why), names in alike.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            out.append(f"FAILED {outcome.guest.name}: {program}: {', '.join(names[:3])}{more}")
+            out += ["    " + line for line in why.splitlines()]
     skips = collections.defaultdict(lambda: collections.Counter())
     for outcome in outcomes:
         for cases in outcome.programs.values():
