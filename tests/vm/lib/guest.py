@@ -245,6 +245,28 @@ def run(args, outcome, reader, log, idle, limit):
         reader.cut_off("the machine went down before it was done")
 
 
+# Emulating several processors, QEMU 7.2 now and then runs an instruction that the kernel has just patched,
+# and the kernel dies of it (an int3 that nobody expects), nearly always while it boots. So a guest that
+# is emulated, and did not come to its first test, gets another try, which is told.
+BOOTS = 3
+
+
+def boot(args, outcome, new_reader, log, idle, limit, say):
+    """run(), again if it was only the emulator's fault that the guest did not come up."""
+    for attempt in range(1, BOOTS + 1):
+        run(args, outcome, new_reader(), log, idle, limit)
+        came_up = outcome.programs or outcome.finished
+        if came_up or outcome.accel != "tcg" or attempt == BOOTS or RUNNING.stopping:
+            return
+        console = os.path.join(log, "console")
+        if not os.path.exists(console):
+            return  # QEMU itself gave up, and would again
+        os.replace(console, f"{console}.{attempt}")
+        say(f"{outcome.guest.name}: {outcome.problems[-1]} before its first test: booting it again "
+            f"(the log of this boot is {os.path.relpath(log)}/console.{attempt})")
+        outcome.problems.clear()
+
+
 def judge_console(outcome, log):
     """The kernel's own log: any sign of trouble that the entry does not excuse is a failure."""
     try:

@@ -53,10 +53,12 @@ class Package:
 
 class Archive:
     def __init__(self, cache, suites, refresh=False, log=print):
-        self.cache = cache
         self.suites = suites
         self.log = log
-        self.config = os.path.join(cache, "apt.conf")
+        self.debs = os.path.join(cache, "debs")
+        # apt forgets the lists of suites that it is not told of: each set of suites has a place of its own.
+        self.cache = os.path.join(cache, "apt-" + hashlib.sha256(" ".join(suites).encode()).hexdigest()[:8])
+        self.config = os.path.join(self.cache, "apt.conf")
         self.env = dict(os.environ, APT_CONFIG=self.config, LC_ALL="C.UTF-8")
         self._index = {}
         self._write_config()
@@ -82,8 +84,9 @@ class Archive:
 
     def _write_config(self):
         main, security = self._repositories()
-        for part in ("lists/partial", "archives/partial", "debs"):
+        for part in ("lists/partial", "archives/partial"):
             os.makedirs(os.path.join(self.cache, part), exist_ok=True)
+        os.makedirs(self.debs, exist_ok=True)
         signed = f"signed-by={KEYRING} " if os.path.exists(KEYRING) else ""
         with open(os.path.join(self.cache, "sources.list"), "w", encoding="utf-8") as f:
             for suite in self.suites:
@@ -168,8 +171,7 @@ class Archive:
 
     def fetch(self, package):
         """Download it, unless it is there and whole. The path of the .deb."""
-        debs = os.path.join(self.cache, "debs")
-        path = os.path.join(debs, f"{package.name}_{package.sha256[:16]}_{package.arch}.deb")
+        path = os.path.join(self.debs, f"{package.name}_{package.sha256[:16]}_{package.arch}.deb")
         if os.path.exists(path):
             if sha256_of(path) == package.sha256:
                 return path
@@ -177,12 +179,12 @@ class Archive:
             os.unlink(path)
         self.log(f"fetching {package.name} {package.version} ({package.arch}, {package.suite})")
         # In a directory of its own: another run may be fetching the same.
-        with tempfile.TemporaryDirectory(dir=debs) as fresh:
+        with tempfile.TemporaryDirectory(dir=self.debs) as fresh:
             try:
                 command(["apt-get", "download", "-q", package.spec], package.name, env=self.env, cwd=fresh)
             except Problem as problem:
                 raise Problem(f"{problem}\n  It is not in the cache and cannot be fetched: is the network "
-                              f"there, and room in {debs}? --refresh fetches newer lists") from None
+                              f"there, and room in {self.debs}? --refresh fetches newer lists") from None
             new = os.path.join(fresh, os.listdir(fresh)[0])
             if sha256_of(new) != package.sha256:
                 raise Problem(f"{package.name}: what apt downloaded is not what the list promised")
