@@ -124,6 +124,7 @@ class Reader:
         self.program = None
         self.plan = None
         self.said = []  # by the program, since its last case
+        self.began = 0.0
 
     def line(self, text):
         if text.startswith("#@ "):
@@ -148,7 +149,7 @@ class Reader:
         self.outcome.finished = True
 
     def on_begin(self, rest):
-        self.program, self.plan, self.said = rest, None, []
+        self.program, self.plan, self.said, self.began = rest, None, [], time.monotonic()
         self.outcome.programs[rest] = []
 
     def on_left(self, rest):
@@ -164,7 +165,7 @@ class Reader:
         elif status != "0" and not any(c.status == "fail" for c in cases):
             self._whole(f"exit status {status}: " + " / ".join(self.said[-5:]))
         self.program = None
-        self.progress(program, cases)
+        self.progress(program, cases, time.monotonic() - self.began)
 
     def _whole(self, why):
         self.outcome.programs[self.program].append(Case("runs to its end", "fail", why))
