@@ -61,20 +61,26 @@ size_t page_size(void)
 	return (size_t)sysconf(_SC_PAGESIZE);
 }
 
-/* The default huge page size, as hugetlb memory without a size of its own has it. */
-static size_t huge_page_size(void)
+/* The number in a line of /proc/meminfo; 0 if there is none. */
+static size_t meminfo(const char *name)
 {
 	FILE *f = fopen("/proc/meminfo", "r");
+	size_t len = strlen(name), n = 0;
 	char line[128];
-	size_t kib = 0;
 
 	if (!f)
 		return 0;
 	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "Hugepagesize: %zu kB", &kib) == 1)
-			break;
+		if (!strncmp(line, name, len) && line[len] == ':')
+			n = strtoul(line + len + 1, NULL, 10);
 	fclose(f);
-	return kib * 1024;
+	return n;
+}
+
+/* The default huge page size, as hugetlb memory without a size of its own has it. */
+static size_t huge_page_size(void)
+{
+	return 1024 * meminfo("Hugepagesize");
 }
 
 size_t mem_page_size(enum mem_kind kind)
@@ -183,9 +189,15 @@ static int huge_write(long n)
 	return ret;
 }
 
+/* Those that nobody has, and nobody was promised; one that the hardware lost counts as taken. */
+static long huge_available(void)
+{
+	return (long)meminfo("HugePages_Free") - (long)meminfo("HugePages_Rsvd");
+}
+
 int huge_reserve(unsigned int pages)
 {
-	long before;
+	long before, lacking;
 
 	if (huge_lock < 0) {
 		huge_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
@@ -196,16 +208,17 @@ int huge_reserve(unsigned int pages)
 	before = huge_read();
 	if (before < 0)
 		return -1;
-	if (before >= (long)pages)
+	lacking = (long)pages - huge_available();
+	if (lacking <= 0)
 		return 0;
 	if (huge_before < 0) {
 		huge_before = before;
 		printf(HUGE_TAKEN "%ld\n", before);
 		fflush(stdout);
 	}
-	if (huge_write(pages))
+	if (huge_write(before + lacking))
 		return -1;
-	return huge_read() >= (long)pages ? 0 : -1;
+	return huge_available() >= (long)pages ? 0 : -1;
 }
 
 void huge_restore(void)
