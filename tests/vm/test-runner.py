@@ -236,6 +236,7 @@ def ended(how):
                                    stderr=subprocess.DEVNULL, env=dict(os.environ, TMPDIR=tmp))
         machines = wait_for("a machine", lambda: qemus_of(process.pid))
         process.send_signal(how)
+        process.send_signal(how)  # as timeout(1) does: to the process, and to its group
         expect(process.wait(60) != 0, "an interrupted run was a success")
         wait_for("the end of the machine", lambda: not any(os.path.exists(f"/proc/{m}") for m in machines))
         if how != signal.SIGKILL:

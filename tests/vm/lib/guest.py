@@ -63,7 +63,7 @@ class Running:
     """The QEMU processes that are alive, so that an end of ours is the end of them too."""
 
     def __init__(self):
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second signal may come while the first is being seen to
         self._processes = set()
         self.stopping = False
 
