@@ -1875,6 +1875,61 @@ static void closing_frees_swapped_pages_too(void **state)
 	mem_unmap(&r.m);
 }
 
+/* ---- Migration ------------------------------------------------------------------------------- */
+
+#define SOFT_OFFLINE "/sys/devices/system/memory/soft_offline_page"
+
+/* Which page of the machine's memory it is; 0 to whom that is not told. */
+static uint64_t frame_of(const void *addr)
+{
+	return pagemap_entry(addr) & ((UINT64_C(1) << 55) - 1);
+}
+
+/*
+ * Tell the kernel that this part of the machine's memory is not to be relied upon: what is there moves
+ * elsewhere. It is lost to the machine, so that is for virtual ones.
+ */
+static void requires_soft_offline(void)
+{
+	const char *vm = getenv("LIBUFFD_TEST_VM");
+	unsigned char byte = 1;
+
+	if (!vm || !*vm)
+		SKIP("vm", "it takes memory from the machine");
+	if (access(SOFT_OFFLINE, F_OK))
+		SKIP("hwpoison", "this kernel cannot do without a page of its memory");
+	if (!frame_of(&byte))
+		SKIP("root", "only root may know where a page is");
+}
+
+static void move_elsewhere(const void *addr)
+{
+	uint64_t frame = frame_of(addr);
+	int fd = open(SOFT_OFFLINE, O_WRONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_true(dprintf(fd, "%#llx\n", (unsigned long long)(frame * page_size())) > 0);
+	close(fd);
+	assert_true(frame_of(addr) != frame);
+}
+
+static void a_page_that_the_kernel_moves_stays_protected(void **state)
+{
+	struct rig r;
+
+	REQUIRES(LIBUFFD_FEATURE_RWP);
+	requires_soft_offline();
+	up(&r, kind_of(state), 3, RWP, 0);
+	arm(&r, 0, 2);
+	for (size_t i = 0; i < 3; i++)
+		move_elsewhere(mem_page(&r.m, i));
+	EXPECT(&r.m, "cch");
+	access_waits(&r, 0, false);
+	access_waits(&r, 1, true);
+	access_is_free(&r, 2, true);
+	rig_down(&r);
+}
+
 /* ---- What goes together ---------------------------------------------------------------------- */
 
 static int register_all(const struct rig *r, uint64_t modes)
@@ -2570,6 +2625,7 @@ static const struct CMUnitTest tests[] = {
 	OF_SWAPPED(a_swapped_page_is_protected_on_both_sides_of_a_fork),
 	OF_SWAPPED(a_swapped_page_is_free_in_a_child_that_is_not_told_of),
 	OF_SWAPPED(closing_frees_swapped_pages_too),
+	OF_SMALL_KINDS(a_page_that_the_kernel_moves_stays_protected),
 	OF_EVERY_KIND(a_range_has_one_kind_of_protection),
 	OF_EVERY_KIND(registering_again_adds_and_does_not_take_away),
 	OF_EVERY_KIND(another_userfaultfd_can_protect_and_let_through),
