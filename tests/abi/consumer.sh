@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Installed into a prefix, the library serves a program that knows nothing but pkg-config; as a Meson
-# subproject it serves another project. TAP on standard output.
-# usage: consumer.sh BUILD_DIR SOURCE_DIR
+# Installed into a prefix, the libraries serve programs that know nothing but pkg-config; as a Meson
+# subproject they serve another project. TAP on standard output.
+# usage: consumer.sh SOURCE_DIR enabled|disabled     (the server's io_uring)
 set -eu
-build=$1 top=$2
+top=$1 uring=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . "$(dirname "$0")/../tap.sh"
@@ -13,13 +13,16 @@ trap 'rm -rf "$work"' EXIT
 install_it()
 {
 	meson setup "$work/build" "$top" --prefix "$work/prefix" --libdir lib -Dtests=disabled \
-		-Dtools=disabled -Dexamples=false -Dbench=false &&
+		-Dtools=disabled -Dexamples=false -Dbench=false -During="$uring" &&
 		meson compile -C "$work/build" && meson install -C "$work/build"
 }
 
+# pc LIBRARY PKG_CONFIG_OPTIONS...
 pc()
 {
-	PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig pkg-config "$@" libuffd
+	_library=$1
+	shift
+	PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig pkg-config "$@" "$_library"
 }
 
 cat >"$work/app.c" <<'EOF'
@@ -36,28 +39,61 @@ int main(void)
 }
 EOF
 
+cat >"$work/server-app.c" <<'EOF'
+#include <stdio.h>
+#include <uffd/server.h>
+
+int main(void)
+{
+	struct libuffd_server *s = NULL;
+	struct libuffd_source *zeros = NULL;
+	int ret = libuffd_server_new(NULL, &s);
+
+	if (!ret)
+		ret = libuffd_source_zero(&zeros);
+	libuffd_source_unref(zeros);
+	printf("%s %d\n", libuffd_version(), ret);
+	libuffd_server_free(s);
+	return ret ? 1 : 0;
+}
+EOF
+
+# shared LIBRARY PROGRAM; the same for the others
 shared()
 {
-	cc -std=c11 -Wall -Wextra -Werror "$work/app.c" $(pc --cflags --libs) -o "$work/shared" &&
-		LD_LIBRARY_PATH=$work/prefix/lib "$work/shared" &&
-		readelf -d "$work/shared" | grep -q 'libuffd\.so\.0'
+	cc -std=c11 -Wall -Wextra -Werror "$work/$2.c" $(pc "$1" --cflags --libs) -o "$work/$2-shared" &&
+		LD_LIBRARY_PATH=$work/prefix/lib "$work/$2-shared" &&
+		readelf -d "$work/$2-shared" | grep -qF "[$1.so.0]"
 }
 
 static()
 {
-	cc -std=c11 -static "$work/app.c" $(pc --static --cflags --libs) -o "$work/static" &&
-		"$work/static"
+	cc -std=c11 -static "$work/$2.c" $(pc "$1" --static --cflags --libs) -o "$work/$2-static" &&
+		"$work/$2-static"
 }
 
 plus_plus()
 {
-	c++ -std=c++17 -Wall -Wextra -Werror -x c++ "$work/app.c" -x none $(pc --cflags --libs) \
-		-o "$work/plus" && LD_LIBRARY_PATH=$work/prefix/lib "$work/plus"
+	c++ -std=c++17 -Wall -Wextra -Werror -x c++ "$work/$2.c" -x none $(pc "$1" --cflags --libs) \
+		-o "$work/$2-plus" && LD_LIBRARY_PATH=$work/prefix/lib "$work/$2-plus"
 }
 
 version_matches()
 {
-	test "$(pc --modversion) 0" = "$(LD_LIBRARY_PATH=$work/prefix/lib "$work/shared")"
+	test "$(pc "$1" --modversion) 0" = "$(LD_LIBRARY_PATH=$work/prefix/lib "$work/$2-shared")"
+}
+
+# Who asks for the server gets the core too, since he calls it himself; what the server is made of is for
+# who links the archive.
+names_libraries()
+{
+	private=
+	[ "$uring" = disabled ] || private="-luring "
+	set -- $(pc libuffd-server --libs-only-l)
+	test "$*" = "-luffd-server -luffd" || { echo "it names $*"; return 1; }
+	set -- $(pc libuffd-server --static --libs-only-l)
+	test "$* " = "-luffd-server -luffd $private" || { echo "with --static it names $*"; return 1; }
+	pc libuffd-server --static --libs | grep -q -e ' -pthread'
 }
 
 # The README's program, pasted: the first block of C in it, which is examples/first.c too.
@@ -65,7 +101,7 @@ readme()
 {
 	awk '/^```c$/ { on = 1; next } /^```$/ { if (on) exit } on' "$top/README.md" >"$work/first.c"
 	tail -n +2 "$top/examples/first.c" | diff - "$work/first.c" &&
-		cc "$work/first.c" $(pc --cflags --libs) -o "$work/first" &&
+		cc "$work/first.c" $(pc libuffd --cflags --libs) -o "$work/first" &&
 		LD_LIBRARY_PATH=$work/prefix/lib "$work/first" | tee "$work/out" &&
 		grep -q '^page 0 was made for fault 4$' "$work/out"
 }
@@ -74,21 +110,28 @@ subproject()
 {
 	mkdir -p "$work/project/subprojects"
 	ln -s "$top" "$work/project/subprojects/libuffd"
-	cp "$work/app.c" "$work/project/app.c"
+	cp "$work/app.c" "$work/server-app.c" "$work/project"
 	cat >"$work/project/meson.build" <<-'EOF'
 		project('app', 'c', default_options: ['warning_level=2', 'werror=true'])
 		uffd = dependency('libuffd', fallback: 'libuffd', default_options: ['default_library=static'])
+		server = dependency('libuffd-server', fallback: 'libuffd', default_options: ['default_library=static'])
 		executable('app', 'app.c', dependencies: uffd)
+		executable('server-app', 'server-app.c', dependencies: server)
 	EOF
 	meson setup "$work/project/build" "$work/project" --wrap-mode=forcefallback &&
-		meson compile -C "$work/project/build" && "$work/project/build/app"
+		meson compile -C "$work/project/build" && "$work/project/build/app" &&
+		"$work/project/build/server-app"
 }
 
 try "installs into a prefix" install_it
-try "pkg-config --cflags --libs, shared, C11" shared
-try "pkg-config --static" static
-try "C++17" plus_plus
-try "pkg-config's version is the library's" version_matches
+for use in "libuffd app" "libuffd-server server-app"; do
+	library=${use% *} program=${use#* }
+	try "$library: pkg-config --cflags --libs, shared, C11" shared "$library" "$program"
+	try "$library: pkg-config --static" static "$library" "$program"
+	try "$library: C++17" plus_plus "$library" "$program"
+	try "$library: pkg-config's version is the library's" version_matches "$library" "$program"
+done
+try "pkg-config names what a program needs with the server" names_libraries
 try "the README's program, pasted" readme
 try "Meson subproject" subproject
 finish

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# The public header by itself, strictly: as C11 and C++17, beside the kernel's header in both orders,
+# The public headers by themselves, strictly: as C11 and C++17, beside the kernel's header in both orders,
 # with every compiler at hand, for 64 and 32 bits. TAP on standard output.
 # usage: headers.sh INCLUDE_DIR BUILD_INCLUDE_DIR SOURCE_DIR
 set -eu
@@ -43,11 +43,13 @@ for order in -DALONE -DKERNEL_FIRST -DKERNEL_LAST; do
 	done
 done
 
-# Nothing of the kernel's, and no type of a dependency's, leaks out of the header.
+# Nothing of the kernel's, and no type of a dependency's, leaks out of a header.
 leaks()
 {
-	printf '#include <uffd/uffd.h>\n' | gcc -std=c11 -I"$inc" -I"$build_inc" -E -M - >"$work/deps"
-	! grep -E 'linux/(userfaultfd|fs)\.h|liburing|json-c' "$work/deps"
+	printf '#include <uffd/%s>\n' "$1" | gcc -std=c11 -I"$inc" -I"$build_inc" -E -M - >"$work/deps" &&
+		! grep -E 'linux/(userfaultfd|fs)\.h|liburing|json-c' "$work/deps"
 }
-try "no kernel header is included" leaks
+for header in uffd.h server.h; do
+	try "$header includes no kernel header, and nothing of a dependency's" leaks "$header"
+done
 finish

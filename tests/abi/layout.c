@@ -7,6 +7,7 @@
 #include <linux/userfaultfd.h>
 #endif
 #include <uffd/uffd.h>
+#include <uffd/server.h>
 #if defined(KERNEL_LAST)
 #include <linux/userfaultfd.h>
 #endif
@@ -79,6 +80,100 @@ AT(libuffd_scan_args, any, 40);
 AT(libuffd_scan_args, inverted, 48);
 AT(libuffd_scan_args, report, 56);
 
+/* server.h */
+
+SAME(sizeof(struct libuffd_notice), 64);
+AT(libuffd_notice, type, 0);
+AT(libuffd_notice, error, 4);
+AT(libuffd_notice, space, 8);
+AT(libuffd_notice, region, 16);
+AT(libuffd_notice, address, 24);
+AT(libuffd_notice, len, 32);
+AT(libuffd_notice, other, 40);
+AT(libuffd_notice, done, 48);
+AT(libuffd_notice, reserved, 56);
+
+SAME(sizeof(struct libuffd_server_opts), 48);
+AT(libuffd_server_opts, flags, 4);
+AT(libuffd_server_opts, engine, 8);
+AT(libuffd_server_opts, threads, 12);
+AT(libuffd_server_opts, placement, 16);
+AT(libuffd_server_opts, depth, 20);
+AT(libuffd_server_opts, workers, 24);
+AT(libuffd_server_opts, notice, 32);
+AT(libuffd_server_opts, ctx, 40);
+
+SAME(sizeof(struct libuffd_space_opts), 16);
+AT(libuffd_space_opts, flags, 4);
+AT(libuffd_space_opts, pidfd, 8);
+AT(libuffd_space_opts, unknown, 12);
+
+SAME(sizeof(struct libuffd_region), 128);
+AT(libuffd_region, flags, 4);
+AT(libuffd_region, space, 8);
+AT(libuffd_region, start, 16);
+AT(libuffd_region, len, 24);
+AT(libuffd_region, page_size, 32);
+AT(libuffd_region, modes, 40);
+AT(libuffd_region, offset, 48);
+AT(libuffd_region, source, 56);
+AT(libuffd_region, alias, 64);
+AT(libuffd_region, written, 72);
+AT(libuffd_region, ctx, 80);
+AT(libuffd_region, key, 88);
+AT(libuffd_region, on_error, 96);
+AT(libuffd_region, retries, 100);
+AT(libuffd_region, retry_ns, 104);
+AT(libuffd_region, window, 112);
+AT(libuffd_region, ahead, 120);
+
+SAME(sizeof(struct libuffd_fill_opts), 32);
+AT(libuffd_fill_opts, flags, 4);
+AT(libuffd_fill_opts, depth, 8);
+AT(libuffd_fill_opts, chunk, 16);
+AT(libuffd_fill_opts, rate, 24);
+
+SAME(sizeof(struct libuffd_request), 64);
+AT(libuffd_request, id, 0);
+AT(libuffd_request, offset, 8);
+AT(libuffd_request, len, 16);
+AT(libuffd_request, buffer, 24);
+AT(libuffd_request, space, 32);
+AT(libuffd_request, region, 40);
+AT(libuffd_request, address, 48);
+AT(libuffd_request, reserved, 56);
+
+SAME(sizeof(struct libuffd_stats), 488);
+AT(libuffd_stats, faults_missing, 8);
+AT(libuffd_stats, faults_minor, 16);
+AT(libuffd_stats, faults_wp, 24);
+AT(libuffd_stats, faults_unknown, 32);
+AT(libuffd_stats, duplicates, 40);
+AT(libuffd_stats, bytes, 48);
+AT(libuffd_stats, installed, 56);
+AT(libuffd_stats, zeros, 64);
+AT(libuffd_stats, present, 72);
+AT(libuffd_stats, deferred, 80);
+AT(libuffd_stats, retries, 88);
+AT(libuffd_stats, failed, 96);
+AT(libuffd_stats, refetched, 104);
+AT(libuffd_stats, removed_in_flight, 112);
+AT(libuffd_stats, removed, 120);
+AT(libuffd_stats, unmapped, 128);
+AT(libuffd_stats, remaps, 136);
+AT(libuffd_stats, forks, 144);
+AT(libuffd_stats, fetches, 152);
+AT(libuffd_stats, prefetched, 160);
+AT(libuffd_stats, prefetch_hits, 168);
+AT(libuffd_stats, in_flight, 176);
+AT(libuffd_stats, queued, 184);
+AT(libuffd_stats, waiting, 192);
+AT(libuffd_stats, pages, 200);
+AT(libuffd_stats, pages_present, 208);
+AT(libuffd_stats, latency_ns, 216);
+AT(libuffd_stats, latency_max_ns, 224);
+AT(libuffd_stats, latency, 232);
+
 #if defined(KERNEL_FIRST) || defined(KERNEL_LAST)
 /* Names of ours and of the kernel's side by side, and equal where both have them. */
 SAME(LIBUFFD_FEATURE_SIGBUS, UFFD_FEATURE_SIGBUS);
@@ -94,7 +189,17 @@ int main(void)
 	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
 	struct libuffd_answer answer = LIBUFFD_ANSWER_INIT;
 	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_server_opts server = LIBUFFD_SERVER_OPTS_INIT;
+	struct libuffd_space_opts space = LIBUFFD_SPACE_OPTS_INIT;
+	struct libuffd_region region = LIBUFFD_REGION_INIT;
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
+	struct libuffd_stats stats = LIBUFFD_STATS_INIT;
 
 	return !(opts.size == sizeof(opts) && !opts.report && caps.size == sizeof(caps) &&
-		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args));
+		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args) &&
+		 server.size == sizeof(server) && !server.notice && !server.ctx &&
+		 space.size == sizeof(space) && space.pidfd == -1 &&
+		 region.size == sizeof(region) && !region.source && !region.ahead &&
+		 fill.size == sizeof(fill) && !fill.rate && stats.size == sizeof(stats) &&
+		 !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
 }

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: MIT
 """What the header declares, the version script exports and the library has: one and the same.
 
-usage: symbols.py HEADER MAP LIBRARY STATIC_LIBRARY     (TAP on standard output)
+For each library, TAP on standard output. PREFIXES (with commas between) are those of the names that cross
+its files; NEEDED are libraries that it may need besides libc.
 """
+import argparse
 import re
 import subprocess
 import sys
@@ -30,15 +32,20 @@ def nm(*args):
     return [line.split() for line in out.splitlines() if line]
 
 
-header_path, map_path, library, archive = sys.argv[1:]
-header = open(header_path, encoding="utf-8").read()
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+for argument in ("header", "map", "library", "archive", "soname", "prefixes"):
+    parser.add_argument(argument)
+parser.add_argument("needed", nargs="*")
+args = parser.parse_args()
+
+header = open(args.header, encoding="utf-8").read()
 code = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
 declared = set(re.findall(r"LIBUFFD_EXPORT[^;(]*?\b(libuffd_\w+)\(", code))
 prototypes = set(re.findall(r"\b(libuffd_\w+)\s*\(", code))
-script = open(map_path, encoding="utf-8").read()
+script = open(args.map, encoding="utf-8").read()
 mapped = set(re.findall(r"^\t(libuffd_\w+);", script, flags=re.M))
 exported = {}
-for fields in nm("-D", "--defined-only", library):
+for fields in nm("-D", "--defined-only", args.library):
     name, _, version = fields[-1].partition("@@")
     if fields[-2] != "A":  # the version nodes themselves
         exported[name] = version
@@ -48,22 +55,27 @@ check("every prototype of the header is marked for export", differences(
 check("header = version script", differences("header", declared, "map", mapped))
 check("version script = nm -D", differences("map", mapped, "library", set(exported)))
 check("every symbol has a version", [s for s, v in exported.items() if not v])
-nodes = re.findall(r"^(LIBUFFD_[\d.]+) \{", script, flags=re.M)
-ends = re.findall(r"^\}(?: (LIBUFFD_[\d.]+))?;", script, flags=re.M)
+nodes = re.findall(r"^(LIBUFFD_[A-Z_]*[\d.]+) \{", script, flags=re.M)
+ends = re.findall(r"^\}(?: (\S+))?;", script, flags=re.M)
 check("version nodes are chained, each to the one before",
       [] if ends == [""] + nodes[:-1] else [f"{nodes} end with {ends}"])
-check("no writable data is exported", [f[-1] for f in nm("-D", "--defined-only", library)
+check("no writable data is exported", [f[-1] for f in nm("-D", "--defined-only", args.library)
                                        if f[-2] in "BDGS"])
-dynamic = subprocess.run(["readelf", "-d", library], check=True, capture_output=True,
+dynamic = subprocess.run(["readelf", "-d", args.library], check=True, capture_output=True,
                          text=True).stdout
 soname = re.search(r"SONAME.*\[(.*)\]", dynamic)
-check("soname is libuffd.so.0",
-      [] if soname and soname[1] == "libuffd.so.0" else [str(soname and soname[1])])
+check(f"soname is {args.soname}",
+      [] if soname and soname[1] == args.soname else [str(soname and soname[1])])
 needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
-check("the library needs libc alone", [n for n in sorted(needed) if not n.startswith("libc.so")])
+check("the library needs libc" + "".join(f", {n}" for n in args.needed) + ", and nothing else",
+      [n for n in sorted(needed) if not n.startswith("libc.so") and n not in args.needed])
 # In an archive nothing is hidden: what is global must at least not get in anybody's way.
-globals_ = {f[-1] for f in nm("--defined-only", "--extern-only", archive) if len(f) == 3}
+globals_ = {f[-1] for f in nm("--defined-only", "--extern-only", args.archive) if len(f) == 3}
 check("global names of the static library keep to our prefixes",
-      sorted(g for g in globals_ if not re.match(r"(libuffd|core|sys)_", g)))
+      sorted(g for g in globals_ if not g.startswith(tuple(args.prefixes.split(",")))))
+# Nor does anything keep one library from what is the other's own, once both are archives.
+wanted = {f[-1] for f in nm("--undefined-only", args.archive) if len(f) == 2}
+check("the static library uses nothing private of another",
+      sorted(w for w in wanted - globals_ if re.match(r"(core|sys|srv)_", w)))
 print(f"1..{count}")
 sys.exit(failed)

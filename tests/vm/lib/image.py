@@ -12,6 +12,7 @@ from packages import Problem, command
 TOP = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 BUILD = os.path.join(TOP, "build-vm")
 HOME_SUITE = "bookworm"  # where busybox and the libraries of the guests come from
+SUITES = ("kernel", "server")  # directories of tests whose programs guests run
 
 # Where each kind of program finds its libraries on this machine; {sysroot} is unpacked packages.
 LIBRARIES = {
@@ -38,9 +39,10 @@ def build_programs(arch, archive):
 
 
 def sysroot(archive):
-    """libcmocka for arm64, unpacked: installing it would make arm64 an architecture of this machine."""
+    """Libraries for arm64, unpacked: installing them would make arm64 an architecture of this machine."""
     into = os.path.join(BUILD, "arm64-sysroot")
-    packages = [archive.latest([HOME_SUITE], name, "arm64") for name in ("libcmocka0", "libcmocka-dev")]
+    packages = [archive.latest([HOME_SUITE], name, "arm64")
+                for name in ("libcmocka0", "libcmocka-dev", "liburing2", "liburing-dev")]
     want = " ".join(p.sha256 for p in packages)
     if read_or_none(os.path.join(into, "made-of")) != want:
         shutil.rmtree(into, ignore_errors=True)
@@ -50,13 +52,17 @@ def sysroot(archive):
     return into
 
 
+def program_paths(build):
+    """The test programs by name."""
+    return {os.path.basename(path)[len("test-"):]: path
+            for suite in SUITES for path in glob.glob(os.path.join(build, "tests", suite, "test-*"))
+            if os.access(path, os.X_OK) and os.path.isfile(path)}
+
+
 def programs_of(build):
-    """The names of the test programs, in the order in which they run."""
-    names = [os.path.basename(path)[len("test-"):]
-             for path in glob.glob(os.path.join(build, "tests", "kernel", "test-*"))
-             if os.access(path, os.X_OK) and os.path.isfile(path)]
+    """Their names, in the order in which they run."""
     # Last the one that has the hardware lose pages: the kernel goes on counting such a huge page as free.
-    return sorted(names, key=lambda name: (name == "facts", name))
+    return sorted(program_paths(build), key=lambda name: (name == "facts", name))
 
 
 # ---- The part that all guests of one architecture share
@@ -75,8 +81,7 @@ def make_base(arch, build, archive, tree):
     shutil.copy2(os.path.join(TOP, "tests", "vm", "init"), os.path.join(tree, "init"))
     write(os.path.join(tree, "etc", "passwd"), PASSWD)
     write(os.path.join(tree, "etc", "group"), GROUP)
-    binaries = [os.path.join(build, "tests", "kernel", "test-" + name) for name in programs_of(build)]
-    binaries.append(os.path.join(build, "tests", "vm", "offers"))
+    binaries = [*program_paths(build).values(), os.path.join(build, "tests", "vm", "offers")]
     for path in binaries:
         shutil.copy2(path, os.path.join(tree, "tests"))
     add_libraries(arch, build, binaries, tree)
@@ -84,7 +89,7 @@ def make_base(arch, build, archive, tree):
 
 def add_libraries(arch, build, binaries, tree):
     """What the programs are linked with, and what that is linked with, and the loader."""
-    where = [os.path.join(build, "src", "core")] + [
+    where = [os.path.join(build, "src", part) for part in ("core", "server")] + [
         d.format(sysroot=os.path.join(BUILD, "arm64-sysroot")) for d in LIBRARIES[arch]]
     todo, done = list(binaries), set()
     while todo:

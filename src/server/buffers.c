@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/* Buffers to read into. */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "srv.h"
+
+#define KEEP ((size_t)32 << 20) /* the most that lies idle in a pool */
+
+/* A buffer in the pool begins with the address of the next of its size. */
+struct idle {
+	struct idle *next;
+};
+
+/* Log2 of the size that @len is rounded up to; the number of sizes if it is beyond them all. */
+static unsigned int class_of(const struct srv_pool *p, size_t len)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	unsigned int n = sizeof(p->free) / sizeof(p->free[0]), i = 0;
+
+	if (len < page)
+		len = page;
+	while (i < n && (uint64_t)1 << i < len)
+		i++;
+	return i;
+}
+
+/*
+ * Large ones lie so that they can be huge pages, which MOVE then takes over as they are.
+ */
+static void *map_aligned(size_t size)
+{
+	char *room = mmap(NULL, size + SRV_MOVE_LEN, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t before;
+
+	if (room == MAP_FAILED)
+		return MAP_FAILED;
+	before = (size_t)(-(uintptr_t)room & (SRV_MOVE_LEN - 1));
+	if (before)
+		munmap(room, before);
+	if (SRV_MOVE_LEN - before)
+		munmap(room + before + size, SRV_MOVE_LEN - before);
+	madvise(room + before, size, MADV_HUGEPAGE);
+	return room + before;
+}
+
+/*
+ * A fork while a read with O_DIRECT is under way into private memory may leave the page that is read
+ * into to the child, and a copy without the bytes to us. What the child does not get is not copied.
+ */
+static void *map(size_t size)
+{
+	void *buf = size < SRV_MOVE_LEN ? mmap(NULL, size, PROT_READ | PROT_WRITE,
+					       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+					: map_aligned(size);
+
+	if (buf == MAP_FAILED)
+		return NULL;
+	madvise(buf, size, MADV_DONTFORK);
+	return buf;
+}
+
+void *srv_pool_get(struct srv_pool *p, size_t len)
+{
+	unsigned int i = class_of(p, len);
+	struct idle *idle;
+	void *buf;
+
+	if (i >= sizeof(p->free) / sizeof(p->free[0]))
+		return NULL;
+	idle = p->free[i];
+	if (idle) {
+		p->free[i] = idle->next;
+		p->kept -= (size_t)1 << i;
+		return idle;
+	}
+	buf = map((size_t)1 << i);
+	if (!buf && p->kept) {
+		/* What other sizes have kept may be what is lacking. */
+		srv_pool_clear(p);
+		buf = map((size_t)1 << i);
+	}
+	return buf;
+}
+
+void srv_pool_put(struct srv_pool *p, void *buf, size_t len)
+{
+	unsigned int i = class_of(p, len);
+	struct idle *idle = buf;
+
+	if (!buf)
+		return;
+	if ((size_t)1 << i > KEEP - p->kept) {
+		munmap(buf, (size_t)1 << i);
+		return;
+	}
+	idle->next = p->free[i];
+	p->free[i] = idle;
+	p->kept += (size_t)1 << i;
+}
+
+void srv_pool_clear(struct srv_pool *p)
+{
+	struct idle *idle;
+
+	for (unsigned int i = 0; i < sizeof(p->free) / sizeof(p->free[0]); i++) {
+		while ((idle = p->free[i])) {
+			p->free[i] = idle->next;
+			munmap(idle, (size_t)1 << i);
+		}
+	}
+	p->kept = 0;
+}

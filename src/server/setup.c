@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: MIT */
+/* What the caller asks to be served: spaces and regions, looked at before anything is done. */
+#include "srv.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bits.h"
+#include "sized.h"
+
+#define SPACE_LEAST sizeof(struct libuffd_space_opts)
+#define REGION_LEAST sizeof(struct libuffd_region)
+#define MOST_RETRIES 1000
+#define DEFAULT_RETRY_NS UINT64_C(1000000)
+#define MOST_RETRY_NS UINT64_C(60000000000)
+#define MOST_WINDOW (UINT64_C(32) << 20)
+#define MOST_AHEAD (UINT64_C(256) << 20)
+#define REGION_FLAGS                                                          \
+	(LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_WP | LIBUFFD_REGION_GROWS | \
+	 LIBUFFD_REGION_UNREGISTER)
+#define REGION_MODES (LIBUFFD_MODE_MISSING | LIBUFFD_MODE_WP | LIBUFFD_MODE_MINOR)
+
+/* ---- Spaces --------------------------------------------------------------------------------------- */
+
+static int check_space(const struct libuffd *u, const struct libuffd_space_opts *o)
+{
+	int flags = fcntl(libuffd_fd(u), F_GETFL);
+
+	if (flags < 0)
+		return -errno;
+	if (!(flags & O_NONBLOCK) || o->flags || o->unknown > LIBUFFD_ON_ERROR_FAIL)
+		return -EINVAL;
+	if (o->pidfd >= 0 && fcntl(o->pidfd, F_GETFD) < 0)
+		return -EBADF;
+	return 0;
+}
+
+static bool is_attached(struct libuffd_server *s, const struct libuffd *u)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&s->lock);
+	for (const struct srv_space *sp = s->spaces; sp; sp = sp->next)
+		found |= sp->u == u;
+	pthread_mutex_unlock(&s->lock);
+	return found;
+}
+
+static struct srv_loop *next_home(struct libuffd_server *s)
+{
+	struct srv_loop *loop;
+
+	pthread_mutex_lock(&s->lock);
+	loop = &s->loops[s->next_home++ % s->nloops];
+	pthread_mutex_unlock(&s->lock);
+	return loop;
+}
+
+int libuffd_server_attach(struct libuffd_server *s, struct libuffd *u,
+			  const struct libuffd_space_opts *opts, uint64_t *space)
+{
+	struct libuffd_space_opts own = LIBUFFD_SPACE_OPTS_INIT;
+	struct srv_space *sp;
+	int ret = 0;
+
+	if (!s || !u || !space)
+		return -EINVAL;
+	*space = 0;
+	if (opts)
+		ret = sized_get(&own, sizeof(own), SPACE_LEAST, opts);
+	if (ret == 0)
+		ret = check_space(u, &own);
+	if (ret == 0 && is_attached(s, u))
+		ret = -EEXIST;
+	if (ret == 0)
+		ret = srv_space_new(s, u, &own, next_home(s), &sp);
+	if (ret < 0)
+		return ret;
+	srv_space_serve(sp);
+	*space = sp->id;
+	srv_space_unref(sp);
+	return 0;
+}
+
+/* ---- Regions: what is asked for ----------------------------------------------------------------------- */
+
+static bool aligned(uint64_t v, uint64_t page)
+{
+	return !(v & (page - 1));
+}
+
+static bool range_ok(const struct libuffd_region *r)
+{
+	return aligned(r->start, r->page_size) && aligned(r->len, r->page_size) &&
+	       aligned(r->offset, r->page_size) && r->len && r->start + (r->len - 1) >= r->start;
+}
+
+/* Modes, and what they want or rule out. */
+static bool modes_ok(const struct libuffd_region *r)
+{
+	bool minor = r->modes & LIBUFFD_MODE_MINOR;
+
+	if (r->modes & ~REGION_MODES)
+		return false;
+	if (r->modes & LIBUFFD_MODE_MISSING && !r->source)
+		return false;
+	if (r->flags & LIBUFFD_REGION_WP && !(r->modes & LIBUFFD_MODE_WP))
+		return false;
+	if (r->alias && !minor)
+		return false;
+	return !(minor && r->source && !r->alias);
+}
+
+static bool limits_ok(const struct libuffd_region *r)
+{
+	return r->on_error <= LIBUFFD_ON_ERROR_FAIL && r->retries <= MOST_RETRIES &&
+	       r->retry_ns <= MOST_RETRY_NS &&
+	       (r->window <= MOST_WINDOW || r->window / 4 <= r->page_size) &&
+	       r->ahead <= MOST_AHEAD && (!r->window || one_bit(r->window));
+}
+
+static int complete_config(struct libuffd_server *s, struct libuffd_region *r)
+{
+	if (!r->page_size)
+		r->page_size = s->page_size;
+	if (!r->modes)
+		r->modes = LIBUFFD_MODE_MISSING;
+	if (!one_bit(r->page_size) || r->page_size < s->page_size || r->flags & ~REGION_FLAGS ||
+	    !range_ok(r) || !modes_ok(r) || !limits_ok(r))
+		return -EINVAL;
+	if (!r->retry_ns)
+		r->retry_ns = DEFAULT_RETRY_NS;
+	if (r->window < r->page_size)
+		r->window = r->page_size;
+	return 0;
+}
+
+/* A last page that the source fills in part only counts as whole, a huge one too. */
+static int check_source(const struct libuffd_region *r)
+{
+	uint64_t end;
+
+	if (!r->source || r->source->len == UINT64_MAX)
+		return 0;
+	end = r->source->len;
+	if (end <= UINT64_MAX - r->page_size)
+		end = (end + r->page_size - 1) & ~(r->page_size - 1);
+	return r->len <= end && r->offset <= end - r->len ? 0 : -ERANGE;
+}
+
+/* ---- The server must not wait for itself ---------------------------------------------------------------- */
+
+/* Faults of this very process: a child's are another's, and a descriptor from elsewhere most likely is. */
+static bool is_own(const struct srv_space *sp)
+{
+	return !sp->owned && libuffd_way(sp->u) != LIBUFFD_WAY_ADOPTED;
+}
+
+static bool overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
+{
+	return a < b ? b - a < alen : a - b < blen;
+}
+
+static bool source_reads(struct libuffd_source *src, uint64_t start, uint64_t len)
+{
+	const void *addr;
+	uint64_t n;
+
+	for (size_t i = 0; src && srv_source_reads(src, i, &addr, &n); i++)
+		if (overlap((uintptr_t)addr, n, start, len))
+			return true;
+	return false;
+}
+
+static bool map_has_source(struct srv_space *sp, struct libuffd_source *src)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&sp->lock);
+	for (size_t i = 0; i < sp->map.n; i++)
+		found |= source_reads(src, sp->map.seg[i].start,
+				      sp->map.seg[i].end - sp->map.seg[i].start);
+	pthread_mutex_unlock(&sp->lock);
+	return found;
+}
+
+static bool would_deadlock(struct libuffd_server *s, const struct srv_space *sp,
+			   const struct libuffd_region *cfg)
+{
+	bool found;
+
+	pthread_mutex_lock(&s->lock);
+	found = is_own(sp) && source_reads(cfg->source, cfg->start, cfg->len);
+	for (const struct srv_region *r = s->regions; r && is_own(sp); r = r->next)
+		found |= source_reads(r->source, cfg->start, cfg->len);
+	for (struct srv_space *other = s->spaces; other && cfg->source; other = other->next)
+		found |= is_own(other) && map_has_source(other, cfg->source);
+	pthread_mutex_unlock(&s->lock);
+	return found;
+}
+
+/* ---- Regions: done ---------------------------------------------------------------------------------------- */
+
+static int make_registered(const struct srv_space *sp, const struct libuffd_region *cfg)
+{
+	int ret;
+
+	if (cfg->flags & LIBUFFD_REGION_REGISTER)
+		return libuffd_register(sp->u, cfg->start, cfg->len, cfg->modes, NULL);
+	ret = srv_space_probe(sp, cfg->start, cfg->page_size);
+	if (ret == 0)
+		ret = srv_space_probe(sp, cfg->start + cfg->len - cfg->page_size, cfg->page_size);
+	return ret;
+}
+
+static int region_new(const struct libuffd_region *cfg, struct srv_region **out)
+{
+	struct srv_region *r = calloc(1, sizeof(*r));
+
+	if (!r)
+		return -ENOMEM;
+	atomic_init(&r->refs, 1);
+	r->cfg = *cfg;
+	r->page_shift = (unsigned int)__builtin_ctzll(cfg->page_size);
+	r->npages = cfg->len >> r->page_shift;
+	r->source = libuffd_source_ref(cfg->source);
+	r->counters = calloc(1, sizeof(*r->counters));
+	if (cfg->ahead)
+		r->stream = srv_stream_new();
+	if (!r->counters || (cfg->ahead && !r->stream)) {
+		srv_region_unref(r);
+		return -ENOMEM;
+	}
+	*out = r;
+	return 0;
+}
+
+static void link_region(struct libuffd_server *s, struct srv_region *r)
+{
+	pthread_mutex_lock(&s->lock);
+	r->id = ++s->last_id;
+	r->counters->alone = s->nloops == 1;
+	r->next = s->regions;
+	s->regions = srv_region_ref(r);
+	pthread_mutex_unlock(&s->lock);
+}
+
+static bool unlink_region(struct libuffd_server *s, struct srv_region *r)
+{
+	struct srv_region **at;
+	bool found;
+
+	pthread_mutex_lock(&s->lock);
+	for (at = &s->regions; *at && *at != r; at = &(*at)->next)
+		;
+	found = *at;
+	if (found) {
+		*at = r->next;
+		srv_counters_add(&s->counters, r->counters);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (found)
+		srv_region_unref(r);
+	return found;
+}
+
+static int map_region(struct srv_space *sp, struct srv_region *r)
+{
+	struct srv_pages *pages;
+	int ret = srv_pages_new(r, &pages);
+
+	if (ret < 0)
+		return ret;
+	pthread_mutex_lock(&sp->lock);
+	ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
+			  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
+	if (ret == 0) {
+		ret = srv_map_reserve(&sp->map, SRV_MESSAGES);
+		if (ret < 0)
+			srv_map_forget(&sp->map, r);
+	}
+	pthread_mutex_unlock(&sp->lock);
+	srv_pages_unref(pages);
+	return ret;
+}
+
+static void unmap_region(struct srv_space *sp, struct srv_region *r)
+{
+	pthread_mutex_lock(&sp->lock);
+	/* Whoever waits for a page of it asks again, and finds that nobody knows the address. */
+	for (size_t i = 0; i < sp->map.n; i++) {
+		const struct srv_seg *seg = &sp->map.seg[i];
+
+		if (seg->pages && seg->pages->region == r)
+			libuffd_wake(sp->u, seg->start, (size_t)(seg->end - seg->start));
+	}
+	srv_map_forget(&sp->map, r);
+	pthread_mutex_unlock(&sp->lock);
+}
+
+/* Known before it is registered, so that its first fault is not unknown. */
+static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct srv_region *r)
+{
+	int ret;
+
+	link_region(s, r);
+	ret = map_region(sp, r);
+	if (ret == 0)
+		ret = make_registered(sp, &r->cfg);
+	if (ret == 0) {
+		pthread_mutex_lock(&s->lock);
+		ret = srv_sigbus_update(s);
+		pthread_mutex_unlock(&s->lock);
+	}
+	if (ret == 0) {
+		/* Who came too early asks again. */
+		libuffd_wake(sp->u, r->cfg.start, (size_t)r->cfg.len);
+		return 0;
+	}
+	atomic_store(&r->dead, true);
+	unmap_region(sp, r);
+	unlink_region(s, r);
+	return ret;
+}
+
+int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_region *r,
+			      uint64_t *region)
+{
+	struct libuffd_region cfg;
+	struct srv_region *made;
+	struct srv_space *sp;
+	int ret;
+
+	if (!s || !r || !region)
+		return -EINVAL;
+	*region = 0;
+	ret = sized_get(&cfg, sizeof(cfg), REGION_LEAST, r);
+	if (ret == 0)
+		ret = complete_config(s, &cfg);
+	if (ret == 0)
+		ret = check_source(&cfg);
+	if (ret < 0)
+		return ret;
+	sp = srv_space_find(s, cfg.space);
+	if (!sp)
+		return -ENOENT;
+	ret = would_deadlock(s, sp, &cfg) ? -EDEADLK : region_new(&cfg, &made);
+	if (ret == 0) {
+		ret = serve_region(s, sp, made);
+		if (ret == 0)
+			*region = made->id;
+		srv_region_unref(made);
+	}
+	srv_space_unref(sp);
+	return ret;
+}
+
+struct srv_region *srv_region_find(struct libuffd_server *s, uint64_t id)
+{
+	struct srv_region *r;
+
+	pthread_mutex_lock(&s->lock);
+	for (r = s->regions; r && r->id != id; r = r->next)
+		;
+	if (r)
+		srv_region_ref(r);
+	pthread_mutex_unlock(&s->lock);
+	return r;
+}
+
+/* Callbacks that run now are waited for, unless this is one of them. */
+static void wait_for_callbacks(struct libuffd_server *s, const struct srv_region *r)
+{
+	struct srv_loop *here = srv_loop_here(s);
+
+	pthread_mutex_lock(&s->lock);
+	while (r->callbacks && !here)
+		pthread_cond_wait(&s->changed, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+}
+
+int libuffd_server_remove_region(struct libuffd_server *s, uint64_t region)
+{
+	struct srv_region *r;
+
+	if (!s)
+		return -EINVAL;
+	r = srv_region_find(s, region);
+	if (!r)
+		return -ENOENT;
+	if (!unlink_region(s, r)) {
+		srv_region_unref(r);
+		return -ENOENT;
+	}
+	pthread_mutex_lock(&s->lock);
+	atomic_store(&r->dead, true);
+	for (struct srv_space *sp = s->spaces; sp; sp = sp->next)
+		unmap_region(sp, r);
+	/* Without memory for a shorter list the old one names a region that is dead: it is passed over. */
+	srv_sigbus_update(s);
+	pthread_mutex_unlock(&s->lock);
+	srv_background_forget(s, r);
+	wait_for_callbacks(s, r);
+	srv_region_unref(r);
+	return 0;
+}
+
+/* ---- Letting writes through ----------------------------------------------------------------------------------- */
+
+struct allowing {
+	struct srv_post post;
+	struct srv_port *port;
+	uint64_t address, len;
+};
+
+static void allow_now(struct srv_loop *loop, struct srv_post *post)
+{
+	struct allowing *a = (void *)((char *)post - offsetof(struct allowing, post));
+	struct srv_space *sp = a->port->space;
+
+	(void)loop;
+	if (!a->port->closed && !atomic_load(&sp->dead))
+		srv_allow(a->port, a->address, a->len, (unsigned int)__builtin_ctzll(sp->page_size),
+			  0);
+	srv_port_unref(a->port);
+	free(a);
+}
+
+static int allow(struct srv_space *sp, uint64_t address, uint64_t len)
+{
+	struct allowing *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return -ENOMEM;
+	a->port = srv_space_port(sp);
+	if (!a->port) {
+		free(a);
+		return -ENOENT;
+	}
+	a->address = address;
+	a->len = len;
+	a->post.run = allow_now;
+	srv_loop_post(a->port->loop, &a->post);
+	return 0;
+}
+
+int libuffd_server_allow(struct libuffd_server *s, uint64_t space, uint64_t address, uint64_t len)
+{
+	struct srv_space *sp;
+	int ret;
+
+	if (!s || !len || !aligned(address | len, s->page_size) || address + (len - 1) < address)
+		return -EINVAL;
+	sp = srv_space_find(s, space);
+	if (!sp)
+		return -ENOENT;
+	ret = allow(sp, address, len);
+	srv_space_unref(sp);
+	return ret;
+}

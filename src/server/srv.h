@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the rooms of the server share.
+ *
+ *   server   has loops, spaces and regions
+ *   loop     one thread's: an engine, the fetches it has under way, the ports it reads
+ *   space    one address space: a userfaultfd, a map of what lies where
+ *   port     one loop's view of a space: reads its userfaultfd, puts off what must wait. A space with
+ *            events of the layout has one, so that events and answers stay in order; others have
+ *            one in each loop
+ *   region   what the caller asked for: source, page size, policy; counted
+ *   pages    the state of each page of one region in one space
+ *   fetch    some pages on their way, from the fault (or the wish) to the wake
+ *
+ * Locks: server->lock before space->lock; neither is held during a callback, an ioctl that answers, or a
+ * read. A page that is PENDING belongs to exactly one fetch.
+ */
+#ifndef LIBUFFD_SRV_H
+#define LIBUFFD_SRV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <uffd/server.h>
+
+#include "engine.h"
+
+struct srv_fetch;
+struct srv_loop;
+struct srv_port;
+
+/* ---- regions.c: what lies where, and what became of each page --------------------------------- */
+
+enum srv_state {
+	SRV_ABSENT,  /* to be had from the source */
+	SRV_PENDING, /* a fetch has it in hand */
+	SRV_PRESENT, /* was supplied (or poisoned) */
+	SRV_REMOVED, /* the program dropped it: zeros from now on */
+};
+
+struct srv_region {
+	uint64_t id;
+	atomic_uint refs;
+	struct libuffd_region cfg; /* completed: no zero that stands for a default is left */
+	unsigned int page_shift;
+	uint64_t npages;
+	struct libuffd_source *source; /* a reference, or NULL */
+	atomic_bool dead;	       /* removed */
+	unsigned int callbacks;	       /* running; under server->lock */
+	struct srv_counters *counters;
+	struct srv_stream *stream; /* prefetch.c: sequences and strides; or NULL */
+	struct srv_region *next;   /* in the server's list */
+};
+
+/*
+ * Two bits a page, in memory that costs nothing until a page's state is set. Guarded by the lock of the
+ * space.
+ */
+struct srv_pages {
+	atomic_uint refs;
+	struct srv_region *region; /* a reference */
+	uint64_t n;
+	uint64_t *words; /* 32 pages each */
+	size_t bytes;
+	uint64_t count[4]; /* by state */
+	bool complete;	   /* told already */
+	uint64_t stamp;	   /* stats.c: counted in this round */
+};
+
+int srv_pages_new(struct srv_region *region, struct srv_pages **out); /* all ABSENT */
+/* For a child: what is on its way to the parent is absent. */
+int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out);
+struct srv_pages *srv_pages_ref(struct srv_pages *p);
+void srv_pages_unref(struct srv_pages *p);
+enum srv_state srv_pages_get(const struct srv_pages *p, uint64_t i);
+void srv_pages_set(struct srv_pages *p, uint64_t first, uint64_t n, enum srv_state state);
+/* How many pages from @first on, at most @max, have the state of the first; fast on long runs. */
+uint64_t srv_pages_run(const struct srv_pages *p, uint64_t first, uint64_t max,
+		       enum srv_state *state);
+/* The first page in [first, end) that has this state; end if none. */
+uint64_t srv_pages_find(const struct srv_pages *p, uint64_t first, uint64_t end,
+			enum srv_state state);
+
+/* A piece of the address space: pages [first, ...) of `pages`. NULL pages: what is there reads as zeros. */
+struct srv_seg {
+	uint64_t start, end;
+	struct srv_pages *pages; /* a reference, or NULL */
+	uint64_t first;
+	unsigned int page_shift;
+	bool grows; /* what comes right behind it, up to the next piece, was added by mremap */
+};
+
+/* Sorted by address; pieces do not overlap. Guarded by the lock of the space. */
+struct srv_map {
+	struct srv_seg *seg;
+	size_t n, cap;
+};
+
+/* Room for @more changes of any kind, so that an event that was read can always be applied. */
+int srv_map_reserve(struct srv_map *m, size_t more);
+void srv_map_clear(struct srv_map *m);
+/* -EEXIST: overlaps a piece with pages (zeros give way). Takes a reference of @pages. */
+int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_pages *pages,
+		uint64_t first, unsigned int page_shift, bool grows);
+/* The piece that holds the address, or NULL. */
+struct srv_seg *srv_map_find(const struct srv_map *m, uint64_t address);
+/* The last piece that ends at or before the address, or NULL. */
+struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address);
+/* Where page @i of @pages is now: its address and, in *n, how many are there from it on; false if nowhere. */
+bool srv_map_where(const struct srv_map *m, const struct srv_pages *pages, uint64_t i,
+		   uint64_t hint, uint64_t *address, uint64_t *n);
+/*
+ * Events. Each returns the number of pages that it changed. Pages that go become REMOVED, so that whoever
+ * brings them sees it. A huge page counts as removed only when all of it is.
+ */
+uint64_t srv_map_removed(struct srv_map *m, uint64_t start, uint64_t end);
+uint64_t srv_map_unmapped(struct srv_map *m, uint64_t start, uint64_t end);
+/* Moves the pieces; what they leave behind reads as zeros, until an UNMAP comes for it. */
+uint64_t srv_map_remapped(struct srv_map *m, uint64_t from, uint64_t to, uint64_t len);
+/* For a child: the same pieces with cloned pages. */
+int srv_map_clone(const struct srv_map *from, struct srv_map *to);
+/* Drop the pieces of one region. */
+void srv_map_forget(struct srv_map *m, const struct srv_region *region);
+
+struct srv_region *srv_region_ref(struct srv_region *r);
+void srv_region_unref(struct srv_region *r);
+
+/* Pages [first, first + n) of a region, with a reference or not. */
+struct srv_span {
+	struct srv_region *region;
+	uint64_t first, n;
+};
+
+/* ---- stats.c ------------------------------------------------------------------------------------ */
+
+/* One for each uint64_t of struct libuffd_stats that only ever grows, in its order. */
+enum srv_counter {
+	SRV_FAULTS_MISSING,
+	SRV_FAULTS_MINOR,
+	SRV_FAULTS_WP,
+	SRV_FAULTS_UNKNOWN,
+	SRV_DUPLICATES,
+	SRV_BYTES,
+	SRV_INSTALLED,
+	SRV_ZEROS,
+	SRV_PRESENT_ALREADY,
+	SRV_DEFERRED,
+	SRV_RETRIES,
+	SRV_FAILED,
+	SRV_REFETCHED,
+	SRV_REMOVED_IN_FLIGHT,
+	SRV_REMOVED_PAGES,
+	SRV_UNMAPPED_PAGES,
+	SRV_REMAPS,
+	SRV_FORKS,
+	SRV_FETCHES,
+	SRV_PREFETCHED,
+	SRV_PREFETCH_HITS,
+	SRV_COUNTERS
+};
+
+struct srv_counters {
+	bool alone; /* one thread counts */
+	_Atomic uint64_t v[SRV_COUNTERS];
+	_Atomic uint64_t latency_ns, latency_max_ns;
+	_Atomic uint64_t latency[LIBUFFD_LATENCY_BUCKETS];
+};
+
+/* A locked instruction costs as much as twenty others, and where one thread counts nobody needs it. */
+static inline void srv_add(_Atomic uint64_t *v, uint64_t n, bool alone)
+{
+	if (alone)
+		atomic_store_explicit(v, atomic_load_explicit(v, memory_order_relaxed) + n,
+				      memory_order_relaxed);
+	else
+		atomic_fetch_add_explicit(v, n, memory_order_relaxed);
+}
+
+static inline void srv_count(struct srv_counters *c, enum srv_counter which, uint64_t n)
+{
+	srv_add(&c->v[which], n, c->alone);
+}
+
+void srv_count_latency(struct srv_counters *c, uint64_t ns);
+/* What was counted so far goes to another: of a region that is no more to its server. */
+void srv_counters_add(struct srv_counters *to, const struct srv_counters *from);
+
+/* ---- source.c, source-*.c ----------------------------------------------------------------------- */
+
+enum srv_have {
+	SRV_HAVE_MEMORY, /* at `memory` */
+	SRV_HAVE_ZERO,
+	SRV_HAVE_FILE,	 /* to be read by srv_file_* */
+	SRV_HAVE_CUSTOM, /* to be fetched */
+	SRV_HAVE_NOTHING /* a hole; a chain looks further; else zeros */
+};
+
+struct srv_extent {
+	enum srv_have have;
+	uint64_t len; /* at most what was asked for, at least one byte */
+	const void *memory;
+	struct libuffd_source *source; /* FILE, CUSTOM: whose; borrowed */
+	uint64_t offset;	       /* in it */
+};
+
+struct srv_source_ops {
+	/* What there is at [offset, offset + len), up to where it changes kind. 0 or -errno. */
+	int (*plan)(struct libuffd_source *src, uint64_t offset, uint64_t len,
+		    struct srv_extent *out);
+	void (*destroy)(struct libuffd_source *src);
+};
+
+/* Each kind of source begins with this. */
+struct libuffd_source {
+	const struct srv_source_ops *ops;
+	atomic_uint refs;
+	uint64_t len; /* bytes; UINT64_MAX: without end */
+	uint64_t page;
+};
+
+void srv_source_init(struct libuffd_source *src, const struct srv_source_ops *ops, uint64_t len);
+/* Never NOTHING: what nobody has is ZERO. Extents are cut at whole system pages. */
+int srv_source_plan(struct libuffd_source *src, uint64_t offset, uint64_t len,
+		    struct srv_extent *out);
+/* Its length in whole system pages. */
+static inline uint64_t srv_source_end(const struct libuffd_source *src)
+{
+	return src->len > UINT64_MAX - src->page ? UINT64_MAX
+						 : (src->len + src->page - 1) & ~(src->page - 1);
+}
+
+/* Memory of this process that the source reads: true, and where, for the @i-th piece of it. */
+bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, uint64_t *len);
+
+/*
+ * File: a read, or the next part of one, of [offset + have, offset + len) into @buf + have.
+ * srv_file_now() tries without waiting: returns bytes read now, -EAGAIN if that takes waiting, or -errno.
+ * srv_file_prepare() fills in an I/O for the engine. srv_file_took() judges a result of either: how many
+ * bytes of the buffer are right now (the tail of a last page is filled with zeros), or -EIO if the
+ * file has become shorter, or the -errno.
+ */
+int64_t srv_file_now(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len);
+void srv_file_prepare(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len,
+		      struct srv_io *io);
+int64_t srv_file_took(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len,
+		      int64_t res);
+
+/*
+ * Custom: ask; the answer comes by srv_fetch_arrived(), from any thread, possibly before this returns.
+ * 0 or -errno (-ENOMEM), and then nothing comes. The buffer comes with an answer of bytes, and is to be given
+ * back.
+ */
+int srv_custom_ask(struct libuffd_source *src, struct srv_fetch *f, uint64_t offset, uint64_t len,
+		   const struct libuffd_request *about);
+void srv_custom_give_back(struct libuffd_source *src, void *buf, uint64_t len);
+/*
+ * Nobody waits any more for what @f asked for. False: the answer has come, or another thread is about to
+ * give it: @f must stay until srv_fetch_arrived() was called.
+ */
+bool srv_custom_abandon(struct libuffd_source *src, struct srv_fetch *f);
+
+/* ---- buffers.c ---------------------------------------------------------------------------------- */
+
+/* What MOVE moves at best: where huge pages have this size, one of them. */
+#define SRV_MOVE_LEN ((size_t)2 << 20)
+
+/* Memory to read into, page-aligned, kept for the next fetch. One pool a loop, and no lock. */
+struct srv_pool {
+	void *free[32]; /* by log2 of the size */
+	size_t kept;	/* bytes */
+};
+
+void *srv_pool_get(struct srv_pool *p, size_t len); /* or NULL */
+void srv_pool_put(struct srv_pool *p, void *buf, size_t len);
+void srv_pool_clear(struct srv_pool *p);
+
+/* ---- fault.c ------------------------------------------------------------------------------------- */
+
+enum srv_why {
+	SRV_DEMAND,
+	SRV_PREFETCH, /* around or ahead of a fault, or asked for */
+	SRV_FILL,
+};
+
+struct srv_post { /* from any thread to a loop */
+	struct srv_post *next;
+	void (*run)(struct srv_loop *loop, struct srv_post *post);
+	bool posted; /* waits to be run; under the loop's inbox_lock */
+};
+
+struct srv_fetch {
+	struct srv_fetch *next;			/* in whatever list it waits */
+	struct srv_fetch *all_next, **all_prev; /* of the loop's that have not ended */
+	struct srv_loop *loop;
+	struct srv_port *port;	 /* of the loop; keeps the space */
+	struct srv_pages *pages; /* a reference; NULL for a page that has no state */
+	uint64_t first, n;	 /* pages */
+	uint64_t address;	 /* where the first was when last looked */
+	uint64_t asked;		 /* index of the page of the fault, for DEMAND */
+	uint64_t arrived;	 /* ns of CLOCK_MONOTONIC, for DEMAND */
+	enum srv_why why;
+	bool fresh;	/* what was found when its pages were taken is still so */
+	bool looked;	/* whether it was the last of its region */
+	bool complete;	/* and it was */
+	bool counted;	/* among those in flight */
+	bool told;	/* of an error */
+	bool job;	/* srv_background_done() waits for it */
+	uint32_t stage; /* fault.c: what it is at */
+	unsigned int page_shift;
+
+	/* The answer, once it is known: LIBUFFD_ANSWER_*, and where the bytes are. */
+	uint32_t answer;
+	uint64_t flags; /* LIBUFFD_RESOLVE_* */
+	const void *data;
+	uint64_t pos; /* pages answered so far */
+
+	/* Getting it. */
+	struct srv_extent extent; /* the part that is being read */
+	uint64_t have;		  /* bytes of the buffer that are right */
+	void *buf;		  /* or the alias */
+	size_t buf_len;		  /* to give back to the pool; 0: not from there */
+	void *owned;		  /* to be given back to the custom source */
+	uint64_t owned_len;
+	struct srv_io io;
+	unsigned int attempts;
+	uint64_t due; /* when to try the source again */
+
+	/* From another thread. */
+	struct srv_post post;
+	void *came;
+	int came_result;
+};
+
+/* A custom source has an answer; @buf is NULL unless it is bytes, and goes to the fetch. */
+void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf);
+
+/* What a port's userfaultfd had to say: events first, then faults. */
+void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n);
+/*
+ * Fetch those of pages [first, first + n) of a piece that are absent, as many as come in one fetch; @n is
+ * cut to what was looked at. Returns false if it could not be begun (no memory). Takes the space's lock.
+ */
+bool srv_fetch_ahead(struct srv_port *port, struct srv_pages *pages, uint64_t first, uint64_t *n,
+		     enum srv_why why);
+/* Begin what waits for its turn, answer what was put off and is due. */
+void srv_loop_work(struct srv_loop *loop);
+/* Earliest moment at which srv_loop_work() has something to do; 0: now; UINT64_MAX: when something happens. */
+uint64_t srv_loop_due(const struct srv_loop *loop);
+/* Events have been applied: what is complete since, because the rest of it was removed. */
+void srv_check_complete(struct srv_port *port);
+/* End what waits in a port that is closed: its pages are absent again, and whoever waits goes on waiting. */
+void srv_port_forget(struct srv_port *port);
+/* End every fetch of a loop whose engine has been destroyed. */
+void srv_loop_forget(struct srv_loop *loop);
+/* Let the waiters of a written page go on: what `written` allowed. */
+void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned int page_shift,
+	       uint64_t arrived);
+
+/* ---- space.c ------------------------------------------------------------------------------------- */
+
+struct srv_port {
+	struct srv_watch watch;
+	unsigned char msgs[SRV_MESSAGES * SRV_MESSAGE_LEN];
+	struct srv_loop *loop;
+	struct srv_space *space; /* a reference */
+	bool watching;
+	atomic_uint refs; /* fetches, and the loop's list */
+	bool closed;
+	struct srv_fetch *deferred, **deferred_end;
+	uint64_t due; /* when the first of these is tried again; UINT64_MAX: none waits */
+	uint64_t backoff;
+	/* A fault was dropped for want of memory: when whoever waits must fault again, or UINT64_MAX. */
+	uint64_t lost;
+	uint64_t lost_start, lost_end; /* where he waits */
+	/* Not read for a while, since there is no descriptor for a child: until when, or UINT64_MAX. */
+	uint64_t muted;
+	struct srv_post opening, closing;
+	struct srv_port *next;	  /* in the loop's list */
+	struct srv_port *sibling; /* of the same space, in other loops */
+};
+
+#define SRV_LATE 32
+
+struct srv_space {
+	uint64_t id;
+	atomic_uint refs;
+	struct libuffd_server *server;
+	struct libuffd *u;
+	bool owned;	     /* a child's: closed with the space */
+	atomic_bool movable; /* pages of ours may be moved there, as far as is known */
+	bool ordered;	     /* has events of the layout, and so one port */
+	atomic_bool dead;    /* exited, failed or detached */
+	struct libuffd_space_opts cfg;
+	pthread_mutex_t lock;
+	struct srv_map map;
+	/*
+	 * Ranges that mappings were moved to before the UNMAP of what had been there was read: it will come, and
+	 * is not about them.
+	 */
+	struct libuffd_span late[SRV_LATE];
+	unsigned int nlate;
+	struct srv_watch exit;	/* pidfd; fd -1: none */
+	struct srv_loop *home;	/* whose engine watches it; of an ordered space also its port's */
+	struct srv_port *ports; /* one for each loop that reads it */
+	unsigned int open;	/* of these; under server->lock */
+	uint64_t features;
+	uint64_t moves;	  /* events that may have brought another page to an address; its loop's */
+	size_t page_size; /* of the system */
+	int error;	  /* why it is dead */
+	struct srv_space *next; /* in the server's list */
+};
+
+int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libuffd_space_opts *cfg,
+		  struct srv_loop *home, struct srv_space **out);
+struct srv_space *srv_space_ref(struct srv_space *sp);
+void srv_space_unref(struct srv_space *sp);
+/* The port of the home loop, with a reference; NULL if the space is at its end. */
+struct srv_port *srv_space_port(struct srv_space *sp);
+/* Add to the server's list, and let its loops read it. */
+void srv_space_serve(struct srv_space *sp);
+/* A muted port reads again. */
+void srv_port_unmute(struct srv_port *port);
+/* End the port, on its loop's thread (or when no thread turns it any more). */
+void srv_port_close(struct srv_port *port);
+void srv_port_unref(struct srv_port *port);
+/* A reference, or NULL. */
+struct srv_space *srv_space_find(struct libuffd_server *s, uint64_t id);
+/* The space cannot be used any more: -ESRCH is an exit, anything else a failure. On a loop's thread. */
+void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error);
+/*
+ * Is this page registered with the space's userfaultfd? 0 if so, or -ENOENT, -ESRCH (the process has exited),
+ * -EBADF, -ENOTTY. Changes nothing.
+ */
+int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page);
+/* Nobody tells that a child has exited: look, now and then. */
+void srv_children_probe(struct srv_loop *loop);
+/* The server is being freed, and no thread turns it any more. */
+void srv_space_end(struct srv_space *sp);
+/* Apply one event that is not a fault. On the thread of the port's loop. */
+void srv_space_event(struct srv_port *port, struct libuffd_event *ev);
+
+/* ---- prefetch.c, record.c ------------------------------------------------------------------------ */
+
+/* The pages around @i to be supplied with it: widens [*first, *first + *n). Under the space's lock. */
+void srv_window(const struct srv_pages *p, const struct srv_seg *seg, uint64_t i, uint64_t *first,
+		uint64_t *n);
+/*
+ * An access to page @i was seen. If it goes on with a sequence or a stride: how many pages from *first on,
+ * *step apart, should be there soon; 0 otherwise. Any thread.
+ */
+uint64_t srv_stream_seen(struct srv_region *r, uint64_t i, uint64_t *first, uint64_t *step);
+struct srv_stream *srv_stream_new(void);
+void srv_stream_free(struct srv_stream *st);
+
+/*
+ * Background work of a server: explicit prefetches, replays, fills. Of the loop's own spaces, begin one fetch;
+ * true if one was begun. *@due gets when it is worth to ask again, if that is a matter of time.
+ */
+bool srv_background_next(struct srv_loop *loop, uint64_t *due);
+/* A background fetch has ended: its job may go on, or has come to its end. */
+void srv_background_done(struct srv_fetch *f);
+/* Prefetch what the spans say, in their order: all of it, or nothing and -ENOMEM. */
+int srv_background_replay(struct libuffd_server *s, const struct srv_span *spans, size_t n);
+void srv_background_forget(struct libuffd_server *s, const struct srv_region *r);
+bool srv_background_idle(struct libuffd_server *s);
+void srv_background_free(struct libuffd_server *s);
+
+/* Pages [first, first + n) of the region were asked for, one of them or all. */
+void srv_record_touch(struct libuffd_server *s, struct srv_region *r, uint64_t first, uint64_t n);
+void srv_record_free(struct libuffd_server *s);
+
+/* ---- server.c ------------------------------------------------------------------------------------ */
+
+struct srv_answered {
+	const struct srv_space *space;
+	uint64_t start, len;
+};
+
+struct srv_loop {
+	struct libuffd_server *server;
+	unsigned int index;
+	const struct srv_engine_ops *ops;
+	struct srv_engine *engine;
+	struct srv_port *ports;
+	struct srv_pool pool;
+	uint64_t now; /* ns, when the turn's callbacks began */
+
+	/* What was answered since the messages at hand were read. */
+	struct srv_answered answered[SRV_MESSAGES];
+	unsigned int nanswered;
+	bool in_batch;
+
+	struct srv_fetch *queue, **queue_end; /* wait for their turn */
+	struct srv_fetch *again;	      /* wait to ask the source again */
+	struct srv_fetch *spare;	      /* to be used anew */
+	struct srv_slab *slabs;		      /* what fetches are made of */
+	struct srv_fetch *all;		      /* that have not ended */
+	uint64_t background_due;	      /* when background work may go on */
+	bool background_more;		      /* there was some to do right now */
+	atomic_uint in_flight;	     /* that hold a buffer or a custom source's attention */
+	unsigned int background;     /* of these, fills and prefetches */
+	unsigned int reading;	     /* that the engine has */
+	atomic_uint queued, waiting; /* in queue; put off in ports */
+	atomic_uint live;	     /* fetches that have not ended, whatever they are at */
+
+	pthread_mutex_t
+		inbox_lock; /* held until the engine was kicked, so that it cannot go away */
+	struct srv_post *inbox, **inbox_end;
+	atomic_bool posted;
+
+	pthread_t handle; /* of an own thread, for who started it */
+	pthread_t thread; /* that turns it */
+	atomic_bool bound;
+	atomic_bool turning;
+	unsigned int children; /* ports of spaces that were forked */
+	uint64_t probe_at;     /* when these are looked at next */
+	atomic_bool fd_used;   /* somebody waits on the engine's descriptor */
+	unsigned int lost;     /* ports that have lost faults, or are muted */
+};
+
+struct libuffd_server {
+	struct libuffd_server_opts opts;
+	const struct srv_engine_ops *ops;
+	pthread_mutex_t lock;
+	pthread_mutex_t starting; /* of the own threads, once */
+	int error;		  /* that ended one of them */
+	pthread_cond_t changed;	  /* a callback ended, a loop did what it was asked */
+	struct srv_loop *loops;
+	unsigned int nloops;
+	struct srv_space *spaces;
+	struct srv_region *regions;
+	uint64_t last_id;
+	unsigned int next_home; /* loop of the next space */
+	atomic_bool stop;
+	bool started;				   /* the own threads */
+	unsigned int running;			   /* of these */
+	struct srv_counters counters;		   /* what belongs to no region (any more) */
+	struct srv_background *_Atomic background; /* or NULL */
+	struct srv_record *_Atomic record;	   /* or NULL */
+	struct srv_sigbus *_Atomic sigbus;	   /* for signal handlers */
+	atomic_uint drainers;
+	uint64_t stamp; /* of the last round of stats.c */
+	void *trap;	/* a page that nothing can be copied from */
+	size_t page_size;
+};
+
+uint64_t srv_now(void);
+/* Some thread takes messages, or may come back to. Under server->lock. */
+bool srv_is_turned(const struct libuffd_server *s);
+/* threads.c */
+int srv_threads_start(struct libuffd_server *s);
+void srv_threads_join(struct libuffd_server *s);
+void *srv_loop_thread(void *loop); /* server.c: what they run */
+/* Any thread; the post is run by the loop's thread, in order. */
+void srv_loop_post(struct srv_loop *loop, struct srv_post *post);
+/* Callbacks of a region: false if it has been removed. */
+bool srv_callback_begin(struct libuffd_server *s, struct srv_region *r);
+void srv_callback_end(struct libuffd_server *s, struct srv_region *r);
+void srv_notice(struct libuffd_server *s, const struct libuffd_notice *notice);
+/* The loop that the calling thread turns, of this server; or NULL. */
+struct srv_loop *srv_loop_here(const struct libuffd_server *s);
+/* sigbus.c: regions have changed. Under server->lock. 0 or -ENOMEM. */
+int srv_sigbus_update(struct libuffd_server *s);
+void srv_sigbus_free(struct libuffd_server *s);
+/* A reference, or NULL. */
+struct srv_region *srv_region_find(struct libuffd_server *s, uint64_t id);
+
+#endif

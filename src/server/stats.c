@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+/* Counting, and telling what was counted, without stopping anybody. */
+#include "srv.h"
+
+#include "sized.h"
+
+#define STATS_LEAST sizeof(struct libuffd_stats)
+
+_Static_assert(offsetof(struct libuffd_stats, prefetch_hits) ==
+		       offsetof(struct libuffd_stats, faults_missing) +
+			       SRV_PREFETCH_HITS * sizeof(uint64_t),
+	       "enum srv_counter follows struct libuffd_stats");
+
+/* The smallest i with ns < 2^(i + 8). */
+static unsigned int bucket(uint64_t ns)
+{
+	unsigned int i = 0;
+
+	while (i < LIBUFFD_LATENCY_BUCKETS - 1 && ns >> (i + 8))
+		i++;
+	return i;
+}
+
+void srv_count_latency(struct srv_counters *c, uint64_t ns)
+{
+	uint64_t max = atomic_load_explicit(&c->latency_max_ns, memory_order_relaxed);
+
+	srv_add(&c->latency[bucket(ns)], 1, c->alone);
+	srv_add(&c->latency_ns, ns, c->alone);
+	while (ns > max &&
+	       !atomic_compare_exchange_weak_explicit(&c->latency_max_ns, &max, ns,
+						      memory_order_relaxed, memory_order_relaxed))
+		;
+}
+
+static void raise_to(_Atomic uint64_t *to, uint64_t v)
+{
+	uint64_t old = atomic_load(to);
+
+	while (v > old && !atomic_compare_exchange_weak(to, &old, v))
+		;
+}
+
+void srv_counters_add(struct srv_counters *to, const struct srv_counters *from)
+{
+	for (int i = 0; i < SRV_COUNTERS; i++)
+		atomic_fetch_add(&to->v[i], atomic_load(&from->v[i]));
+	for (int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
+		atomic_fetch_add(&to->latency[i], atomic_load(&from->latency[i]));
+	atomic_fetch_add(&to->latency_ns, atomic_load(&from->latency_ns));
+	raise_to(&to->latency_max_ns, atomic_load(&from->latency_max_ns));
+}
+
+static void add_counters(struct libuffd_stats *st, const struct srv_counters *c)
+{
+	uint64_t *v = &st->faults_missing, max;
+
+	for (int i = 0; i < SRV_COUNTERS; i++)
+		v[i] += atomic_load_explicit(&c->v[i], memory_order_relaxed);
+	for (int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
+		st->latency[i] += atomic_load_explicit(&c->latency[i], memory_order_relaxed);
+	st->latency_ns += atomic_load_explicit(&c->latency_ns, memory_order_relaxed);
+	max = atomic_load_explicit(&c->latency_max_ns, memory_order_relaxed);
+	if (max > st->latency_max_ns)
+		st->latency_max_ns = max;
+}
+
+/* What is there now of a region, or of all (NULL), in one space. */
+static void add_pages(struct libuffd_stats *st, struct srv_space *sp, const struct srv_region *r,
+		      uint64_t stamp)
+{
+	pthread_mutex_lock(&sp->lock);
+	for (size_t i = 0; i < sp->map.n; i++) {
+		struct srv_pages *p = sp->map.seg[i].pages;
+
+		/* A region may be in several pieces; its pages count once. */
+		if (!p || p->stamp == stamp || (r && p->region != r))
+			continue;
+		p->stamp = stamp;
+		st->pages += p->n;
+		st->pages_present += p->count[SRV_PRESENT] + p->count[SRV_REMOVED];
+	}
+	pthread_mutex_unlock(&sp->lock);
+}
+
+static void add_loops(struct libuffd_stats *st, const struct libuffd_server *s)
+{
+	for (unsigned int i = 0; i < s->nloops; i++) {
+		const struct srv_loop *l = &s->loops[i];
+
+		st->in_flight += atomic_load_explicit(&l->in_flight, memory_order_relaxed);
+		st->queued += atomic_load_explicit(&l->queued, memory_order_relaxed);
+		st->waiting += atomic_load_explicit(&l->waiting, memory_order_relaxed);
+	}
+}
+
+static int gather(struct libuffd_server *s, uint64_t id, struct libuffd_stats *st)
+{
+	struct srv_region *found = NULL;
+
+	pthread_mutex_lock(&s->lock);
+	for (struct srv_region *r = s->regions; r; r = r->next) {
+		if (id && r->id != id)
+			continue;
+		found = r;
+		add_counters(st, r->counters);
+	}
+	if (id && !found) {
+		pthread_mutex_unlock(&s->lock);
+		return -ENOENT;
+	}
+	s->stamp++;
+	for (struct srv_space *sp = s->spaces; sp; sp = sp->next)
+		add_pages(st, sp, id ? found : NULL, s->stamp);
+	if (!id) {
+		add_counters(st, &s->counters);
+		add_loops(st, s);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
+
+int libuffd_server_stats(const struct libuffd_server *s, uint64_t region,
+			 struct libuffd_stats *stats)
+{
+	struct libuffd_stats st;
+	uint32_t size;
+	int ret;
+
+	if (!s || !stats)
+		return -EINVAL;
+	size = stats->size;
+	if (size < STATS_LEAST || size > SIZED_MAX)
+		return -EINVAL;
+	memset(&st, 0, sizeof(st));
+	/* Looking at it takes its lock. */
+	ret = gather((struct libuffd_server *)(uintptr_t)s, region, &st);
+	if (ret < 0)
+		return ret;
+	st.size = size;
+	memset(stats, 0, size);
+	memcpy(stats, &st, size < sizeof(st) ? size : sizeof(st));
+	stats->size = size;
+	return 0;
+}

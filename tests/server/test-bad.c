@@ -1,0 +1,707 @@
+/* SPDX-License-Identifier: MIT */
+/* The server asked for what it must refuse: every errno that server.h promises, and nothing left behind. */
+#include "server.h"
+
+#include <semaphore.h>
+
+/* ---- Making ---------------------------------------------------------------------------------------- */
+
+static void expect_no_server(const struct libuffd_server_opts *opts, int error)
+{
+	struct libuffd_server *s = (struct libuffd_server *)&stage;
+
+	assert_int_equal(libuffd_server_new(opts, &s), error);
+	assert_null(s);
+}
+
+static void odd_options_make_no_server(void **state)
+{
+	const struct libuffd_server_opts init = LIBUFFD_SERVER_OPTS_INIT;
+	struct {
+		struct libuffd_server_opts o;
+		uint64_t more;
+	} newer = { .o = LIBUFFD_SERVER_OPTS_INIT, .more = 1 };
+	struct libuffd_server_opts o = init;
+	int fds = count_fds();
+
+	(void)state;
+	assert_int_equal(libuffd_server_new(&o, NULL), -EINVAL);
+	o.size = 0;
+	expect_no_server(&o, -EINVAL);
+	o.size = sizeof(o) - 8;
+	expect_no_server(&o, -EINVAL);
+	newer.o.size = sizeof(newer);
+	expect_no_server(&newer.o, -E2BIG);
+	o = init;
+	o.flags = 1;
+	expect_no_server(&o, -EINVAL);
+	o = init;
+	o.engine = 3;
+	expect_no_server(&o, -EINVAL);
+	o = init;
+	o.placement = 2;
+	expect_no_server(&o, -EINVAL);
+	o = init;
+	o.threads = 257;
+	expect_no_server(&o, -EINVAL);
+	o = init;
+	o.depth = 4097;
+	expect_no_server(&o, -EINVAL);
+	o = init;
+	o.workers = 257;
+	expect_no_server(&o, -EINVAL);
+	assert_int_equal(count_fds(), fds);
+}
+
+static void names_and_nulls_are_harmless(void **state)
+{
+	(void)state;
+	libuffd_server_free(NULL);
+	libuffd_server_stop(NULL);
+	libuffd_source_unref(NULL);
+	assert_int_equal(libuffd_server_engine(NULL), -EINVAL);
+	assert_string_equal(libuffd_engine_name(LIBUFFD_ENGINE_URING), "uring");
+	assert_string_equal(libuffd_engine_name(LIBUFFD_ENGINE_POLL), "poll");
+	assert_null(libuffd_engine_name(LIBUFFD_ENGINE_AUTO));
+	assert_null(libuffd_engine_name(3));
+	assert_null(libuffd_engine_name(UINT32_MAX));
+	assert_int_equal(libuffd_server_step(NULL, 0), -EINVAL);
+	assert_int_equal(libuffd_server_fd(NULL), -EINVAL);
+	assert_int_equal(libuffd_server_run(NULL), -EINVAL);
+	assert_int_equal(libuffd_server_start(NULL), -EINVAL);
+	assert_int_equal(libuffd_server_drain(NULL, 0), -EINVAL);
+	assert_int_equal(libuffd_server_detach(NULL, 1, NULL), -EINVAL);
+	assert_int_equal(libuffd_server_remove_region(NULL, 1), -EINVAL);
+	assert_int_equal(libuffd_server_allow(NULL, 1, 0, page_size()), -EINVAL);
+	assert_int_equal(libuffd_server_prefetch(NULL, 1, 0, 0), -EINVAL);
+	assert_int_equal(libuffd_server_fill(NULL, 1, NULL), -EINVAL);
+	assert_int_equal(libuffd_server_record(NULL), -EINVAL);
+	assert_int_equal(libuffd_server_record_end(NULL, 1), -EINVAL);
+	assert_int_equal(libuffd_server_replay(NULL, 0), -EINVAL);
+	assert_int_equal(libuffd_server_sigbus(NULL, 0, 0), -EINVAL);
+}
+
+/* ---- Spaces ------------------------------------------------------------------------------------------ */
+
+static void odd_userfaultfds_are_not_attached(void **state)
+{
+	struct libuffd_space_opts o = LIBUFFD_SPACE_OPTS_INIT;
+	struct libuffd_open_opts open = LIBUFFD_OPEN_OPTS_INIT;
+	uint64_t id = 99;
+
+	stage_up(state, 1, MISSING, 0);
+	assert_int_equal(libuffd_server_attach(NULL, stage.u, NULL, &id), -EINVAL);
+	assert_int_equal(libuffd_server_attach(stage.s, NULL, NULL, &id), -EINVAL);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.u, NULL, NULL), -EINVAL);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.u, NULL, &id), -EEXIST);
+	assert_int_equal(id, 0);
+	open.flags = LIBUFFD_OPEN_USER_MODE_OK | LIBUFFD_OPEN_BLOCKING;
+	assert_int_equal(libuffd_open(&open, &stage.v), 0);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), -EINVAL);
+	libuffd_close(stage.v);
+	stage.v = uffd_with(0);
+	o.flags = 1;
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EINVAL);
+	o.flags = 0;
+	o.unknown = 2;
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EINVAL);
+	o.unknown = 0;
+	o.size = 4;
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EINVAL);
+	o.size = sizeof(o);
+	o.pidfd = 1000;
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EBADF);
+	assert_int_equal(libuffd_server_detach(stage.s, 12345, NULL), -ENOENT);
+	assert_int_equal(libuffd_server_detach(stage.s, 0, NULL), -ENOENT);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), -ENOENT);
+}
+
+/* ---- Regions ------------------------------------------------------------------------------------------- */
+
+static void refuse_region(const struct libuffd_region *r, int error)
+{
+	uint64_t id = 99;
+
+	assert_int_equal(libuffd_server_add_region(stage.s, r, &id), error);
+	assert_int_equal(id, 0);
+}
+
+#define REFUSE(error, ...)                      \
+	do {                                    \
+		struct libuffd_region r = good; \
+		__VA_ARGS__;                    \
+		refuse_region(&r, error);       \
+	} while (0)
+
+static void odd_regions_are_not_served(void **state)
+{
+	struct libuffd_region good;
+	uint64_t id = 0, page;
+
+	stage_up(state, 8, MISSING | WP, 0);
+	good = region_of(&stage.m, memory_source());
+	page = stage.m.page;
+	assert_int_equal(libuffd_server_add_region(NULL, &good, &id), -EINVAL);
+	assert_int_equal(libuffd_server_add_region(stage.s, NULL, &id), -EINVAL);
+	assert_int_equal(libuffd_server_add_region(stage.s, &good, NULL), -EINVAL);
+	REFUSE(-EINVAL, r.size = 0);
+	REFUSE(-EINVAL, r.size = 64);
+	REFUSE(-EINVAL, r.flags |= 1u << 4);
+	REFUSE(-EINVAL, r.modes = UINT64_C(1) << 20);
+	REFUSE(-EINVAL, r.modes = LIBUFFD_MODE_RWP);
+	REFUSE(-EINVAL, r.start++);
+	REFUSE(-EINVAL, r.len--);
+	REFUSE(-EINVAL, r.len = 0);
+	REFUSE(-EINVAL, r.start = 0 - 2 * page; r.len = 4 * page);
+	REFUSE(-EINVAL, r.offset = 1);
+	REFUSE(-EINVAL, r.page_size = page + 1);
+	REFUSE(-EINVAL, r.page_size = page / 2);
+	REFUSE(-EINVAL, r.source = NULL);
+	REFUSE(-EINVAL, r.flags |= LIBUFFD_REGION_WP);
+	REFUSE(-EINVAL, r.modes = MISSING | MINOR);
+	REFUSE(-EINVAL, r.alias = stage.m.addr);
+	REFUSE(-EINVAL, r.on_error = 2);
+	REFUSE(-EINVAL, r.retries = 1001);
+	REFUSE(-EINVAL, r.retry_ns = UINT64_C(60000000001));
+	REFUSE(-EINVAL, r.window = 3 * page);
+	REFUSE(-EINVAL, r.window = 64 << 20);
+	REFUSE(-EINVAL, r.ahead = (256 << 20) + 1);
+	REFUSE(-ENOENT, r.space += 1000);
+	REFUSE(-ENOENT, r.space = 0);
+	REFUSE(-ERANGE, r.offset = page);
+	REFUSE(-ERANGE, r.offset = UINT64_MAX & ~(page - 1));
+	REFUSE(-ENOENT, r.flags = 0);
+	/* After all of that the good one still can be, once. */
+	id = add_region(&good);
+	REFUSE(-EEXIST, r.start += page; r.len = page);
+	REFUSE(-EEXIST, (void)0);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(libuffd_server_remove_region(stage.s, id), 0);
+	assert_int_equal(libuffd_server_remove_region(stage.s, id), -ENOENT);
+	assert_int_equal(libuffd_server_remove_region(stage.s, 0), -ENOENT);
+}
+
+static void a_newer_region_is_refused_if_it_means_something(void **state)
+{
+	struct {
+		struct libuffd_region r;
+		uint64_t more;
+	} newer;
+
+	stage_up(state, 1, MISSING, 0);
+	newer.r = region_of(&stage.m, memory_source());
+	newer.r.size = sizeof(newer);
+	newer.more = 1;
+	refuse_region(&newer.r, -E2BIG);
+	newer.more = 0;
+	add_region(&newer.r);
+}
+
+static void memory_of_another_userfaultfd_is_not_served(void **state)
+{
+	struct libuffd_region r;
+
+	stage_up(state, 2, MISSING, 0);
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	mem_register(stage.v, &stage.m, MISSING);
+	r = region_of(&stage.m, memory_source());
+	refuse_region(&r, -EBUSY);
+	assert_int_equal(libuffd_unregister(stage.v, stage.m.start, stage.m.len), 0);
+	add_region(&r);
+}
+
+/* Both ways round, and through a chain. */
+static void the_server_does_not_wait_for_itself(void **state)
+{
+	struct libuffd_source *in_m = NULL, *in_other = NULL, *chain = NULL;
+	struct libuffd_region r;
+
+	stage_up(state, 2, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 2);
+	memset(stage.other.addr, 7, stage.other.len);
+	assert_int_equal(libuffd_source_memory(stage.m.addr, stage.m.len, &in_m), 0);
+	keep(in_m);
+	assert_int_equal(libuffd_source_memory(stage.other.addr, stage.other.len, &in_other), 0);
+	keep(in_other);
+	r = region_of(&stage.m, in_m);
+	refuse_region(&r, -EDEADLK);
+	assert_int_equal(libuffd_source_chain(&in_m, 1, &chain), 0);
+	keep(chain);
+	r.source = chain;
+	refuse_region(&r, -EDEADLK);
+	/* m from other; then other may be served from nothing. */
+	r.source = in_other;
+	add_region(&r);
+	r = region_of(&stage.other, zero_source());
+	refuse_region(&r, -EDEADLK);
+	r.source = in_m;
+	refuse_region(&r, -EDEADLK);
+}
+
+/* ---- Turning -------------------------------------------------------------------------------------------- */
+
+static void own_threads_are_not_stepped(void **state)
+{
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 2;
+	stage_up(state, 1, MISSING, 0);
+	assert_int_equal(libuffd_server_step(stage.s, 0), -EINVAL);
+	assert_int_equal(libuffd_server_fd(stage.s), -EINVAL);
+	assert_int_equal(libuffd_server_start(stage.s), 0);
+	assert_int_equal(libuffd_server_start(stage.s), -EALREADY);
+	assert_int_equal(libuffd_server_step(stage.s, 0), -EINVAL);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+}
+
+static void without_threads_there_is_nothing_to_start(void **state)
+{
+	stage_up(state, 1, MISSING, 0);
+	assert_int_equal(libuffd_server_start(stage.s), -EINVAL);
+	assert_int_equal(libuffd_server_step(stage.s, 0) >= 0, 1);
+	libuffd_server_stop(stage.s);
+	assert_int_equal(libuffd_server_step(stage.s, 0), -ESHUTDOWN);
+	assert_int_equal(libuffd_server_step(stage.s, -1), -ESHUTDOWN);
+	assert_int_equal(libuffd_server_run(stage.s), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+}
+
+static sem_t in_callback, leave_callback;
+static int inner[3];
+
+static void linger(void *ctx, const struct libuffd_request *req)
+{
+	struct libuffd_source *src = stage.source[0];
+
+	(void)ctx;
+	sem_post(&in_callback);
+	sem_wait(&leave_callback);
+	complete_right(src, req);
+}
+
+static void a_second_thread_cannot_step_at_the_same_time(void **state)
+{
+	struct libuffd_region r;
+	struct faulter *f;
+
+	assert_int_equal(sem_init(&in_callback, 0, 0), 0);
+	assert_int_equal(sem_init(&leave_callback, 0, 0), 0);
+	stage_up(state, 1, MISSING, 0);
+	r = region_of(&stage.m, custom_source(linger));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	sem_wait(&in_callback);
+	assert_int_equal(libuffd_server_step(stage.s, 0), -EBUSY);
+	assert_int_equal(libuffd_server_run(stage.s), -EBUSY);
+	assert_int_equal(libuffd_server_drain(stage.s, 0), -EBUSY);
+	sem_post(&leave_callback);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+}
+
+/* From a callback: what would turn the server says so, all else works. */
+static struct {
+	int step, run, drain, start, add, remove, prefetch, fill, stats, allow, record, record_end;
+	uint64_t region, other;
+} from_callback;
+
+static void call_back_in(void *ctx, const struct libuffd_request *req)
+{
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+	struct libuffd_region r = region_of(&stage.other, stage.source[1]);
+
+	(void)ctx;
+	from_callback.step = libuffd_server_step(stage.s, 0);
+	from_callback.run = libuffd_server_run(stage.s);
+	from_callback.drain = libuffd_server_drain(stage.s, -1);
+	from_callback.start = libuffd_server_start(stage.s);
+	from_callback.add = libuffd_server_add_region(stage.s, &r, &from_callback.other);
+	from_callback.prefetch = libuffd_server_prefetch(stage.s, from_callback.other, 0,
+							 stage.other.page);
+	from_callback.fill = libuffd_server_fill(stage.s, from_callback.other, NULL);
+	from_callback.stats = libuffd_server_stats(stage.s, 0, &st);
+	from_callback.allow = libuffd_server_allow(stage.s, stage.space, stage.m.start,
+						   stage.m.page);
+	from_callback.record = libuffd_server_record(stage.s);
+	from_callback.record_end = libuffd_server_record_end(stage.s, -1);
+	from_callback.remove = libuffd_server_remove_region(stage.s, from_callback.other);
+	complete_right(stage.source[0], req);
+}
+
+static void callbacks_may_call_all_but_what_turns(void **state)
+{
+	struct libuffd_region r;
+
+	memset(&from_callback, 0, sizeof(from_callback));
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = stage_more(state);
+	stage_up(state, 1, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 1);
+	r = region_of(&stage.m, custom_source(call_back_in));
+	memory_source();
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	final_stats(0);
+	assert_int_equal(from_callback.step, stage_more(state) ? -EINVAL : -EDEADLK);
+	assert_int_equal(from_callback.run, -EDEADLK);
+	assert_int_equal(from_callback.drain, -EDEADLK);
+	assert_int_equal(from_callback.start, stage_more(state) ? -EALREADY : -EINVAL);
+	assert_int_equal(from_callback.add, 0);
+	assert_int_equal(from_callback.prefetch, 0);
+	assert_int_equal(from_callback.fill, 0);
+	assert_int_equal(from_callback.stats, 0);
+	assert_int_equal(from_callback.allow, 0);
+	assert_int_equal(from_callback.record, 0);
+	assert_int_equal(from_callback.record_end, -EBADF);
+	assert_int_equal(from_callback.remove, 0);
+}
+
+static void stop_in(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	libuffd_server_stop(stage.s);
+	complete_right(stage.source[0], req);
+}
+
+static void a_callback_can_stop_the_server(void **state)
+{
+	struct libuffd_region r;
+	struct faulter *f;
+
+	stage_up(state, 1, MISSING, 0);
+	r = region_of(&stage.m, custom_source(stop_in));
+	add_region(&r);
+	f = start_faulter(stage.m.addr, false, 0);
+	assert_int_equal(libuffd_server_run(stage.s), 0);
+	/* What had been fetched is not lost. */
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+}
+
+static void remove_own(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	inner[0] = libuffd_server_remove_region(stage.s, req->region);
+	inner[1] = complete_right(stage.source[0], req);
+}
+
+/* Its callback may remove the region itself; who waits there waits for another. */
+static void a_region_can_be_removed_by_its_callback(void **state)
+{
+	struct libuffd_region r;
+	struct faulter *f;
+
+	stage.space_opts = (struct libuffd_space_opts)LIBUFFD_SPACE_OPTS_INIT;
+	stage.space_opts.unknown = LIBUFFD_ON_ERROR_FAIL;
+	stage_up(state, 1, MISSING, 0);
+	r = region_of(&stage.m, custom_source(remove_own));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0);
+	assert_int_equal(inner[0], 0);
+	r = region_of(&stage.m, memory_source());
+	add_region(&r);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+}
+
+/* A timeout is kept though nothing comes, and the request stays open. */
+static void a_drain_ends_when_its_time_is_over(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = stage_more(state);
+	stage_up(state, 1, MISSING, 0);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	if (stage_more(state))
+		turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	while (!asked())
+		if (!stage_more(state))
+			step();
+	req = wait_asked(0);
+	assert_int_equal(libuffd_server_drain(stage.s, 0), -ETIMEDOUT);
+	assert_int_equal(libuffd_server_drain(stage.s, 2000000), -ETIMEDOUT);
+	assert_int_equal(stats_of(0).in_flight, 1);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+}
+
+/* ---- Sources ------------------------------------------------------------------------------------------------ */
+
+static void odd_sources_are_not_made(void **state)
+{
+	struct libuffd_source *src = (struct libuffd_source *)&stage, *none[65] = { NULL };
+	int fds = count_fds(), fd, pipes[2];
+
+	(void)state;
+	assert_int_equal(libuffd_source_memory(NULL, 4096, &src), -EINVAL);
+	assert_int_equal(libuffd_source_memory(&fds, 4, NULL), -EINVAL);
+	assert_int_equal(libuffd_source_zero(NULL), -EINVAL);
+	assert_int_equal(libuffd_source_custom(NULL, NULL, 4096, &src), -EINVAL);
+	assert_null(src);
+	assert_int_equal(libuffd_source_custom(ask_later, NULL, 4096, NULL), -EINVAL);
+	assert_int_equal(libuffd_source_file(0, NULL), -EINVAL);
+	assert_int_equal(libuffd_source_file(-1, &src), -EBADF);
+	assert_int_equal(libuffd_source_file(1000, &src), -EBADF);
+	fd = open("/tmp", O_PATH | O_CLOEXEC);
+	assert_int_equal(libuffd_source_file(fd, &src), -EBADF);
+	close(fd);
+	fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	assert_int_equal(libuffd_source_file(fd, &src), -EBADF);
+	close(fd);
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	assert_int_equal(libuffd_source_file(pipes[0], &src), -ESPIPE);
+	close(pipes[0]);
+	close(pipes[1]);
+	assert_int_equal(libuffd_source_chain(NULL, 1, &src), -EINVAL);
+	assert_int_equal(libuffd_source_chain(none, 0, &src), -EINVAL);
+	assert_int_equal(libuffd_source_chain(none, 65, &src), -EINVAL);
+	assert_int_equal(libuffd_source_chain(none, 1, &src), -EINVAL);
+	assert_int_equal(libuffd_source_complete(NULL, 1, 0, 0), -EINVAL);
+	assert_int_equal(libuffd_source_zero(&src), 0);
+	assert_int_equal(libuffd_source_complete(src, 1, 0, 0), -EINVAL);
+	libuffd_source_unref(src);
+	assert_int_equal(count_fds(), fds);
+}
+
+static void requests_are_completed_once_and_in_full(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+
+	stage_up(state, 2, MISSING, 0);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	assert_int_equal(req.len, stage.m.page);
+	assert_int_equal(req.offset, stage.m.page);
+	assert_int_equal(req.address, mem_at(&stage.m, 1));
+	assert_int_equal(req.space, stage.space);
+	assert_int_equal((uintptr_t)req.buffer % page_size(), 0);
+	assert_int_equal(libuffd_source_complete(r.source, req.id + 77, 0, req.len), -ESTALE);
+	assert_int_equal(libuffd_source_complete(r.source, 0, 0, req.len), -ESTALE);
+	assert_int_equal(libuffd_source_complete(r.source, req.id, 3, req.len), -EINVAL);
+	assert_int_equal(libuffd_source_complete(r.source, req.id, -5000, req.len), -EINVAL);
+	assert_int_equal(libuffd_source_complete(r.source, req.id, 0, req.len + 1), -EMSGSIZE);
+	assert_int_equal(libuffd_source_complete(r.source, req.id, 0, req.len - 1), -EMSGSIZE);
+	assert_false(atomic_load(&f->done));
+	assert_int_equal(complete_right(r.source, &req), 0);
+	assert_int_equal(libuffd_source_complete(r.source, req.id, 0, req.len), -ESTALE);
+	join_faulter(f);
+	assert_int_equal(f->byte, data_page(1)[0]);
+}
+
+/* A file that is no longer what it was. */
+static void a_file_that_got_shorter_is_an_error_and_no_zeros(void **state)
+{
+	char name[] = "/tmp/libuffd-server-XXXXXX";
+	struct libuffd_source *src = NULL;
+	struct libuffd_region r;
+	int fd = mkostemp(name, O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	unlink(name);
+	stage_up(state, 4, MISSING, LIBUFFD_FEATURE_POISON);
+	assert_int_equal(write(fd, stage.data, stage.m.len), (ssize_t)stage.m.len);
+	assert_int_equal(libuffd_source_file(fd, &src), 0);
+	r = region_of(&stage.m, keep(src));
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	assert_int_equal(ftruncate(fd, (off_t)stage.m.page), 0);
+	close(fd);
+	assert_int_equal(touch(mem_page(&stage.m, 2), false, NULL), SIGBUS);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_ERROR, 0).error, -EIO);
+}
+
+/* ---- Records -------------------------------------------------------------------------------------------------- */
+
+static int file_with(const void *data, size_t len)
+{
+	char name[] = "/tmp/libuffd-record-XXXXXX";
+	int fd = mkostemp(name, O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	unlink(name);
+	assert_int_equal(write(fd, data, len), (ssize_t)len);
+	assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+	return fd;
+}
+
+static void damaged_records_are_not_used(void **state)
+{
+	unsigned char rec[4096];
+	uint64_t region;
+	ssize_t len;
+	int fd;
+
+	stage_up(state, 8, MISSING, 0);
+	{
+		struct libuffd_region r = region_of(&stage.m, memory_source());
+
+		r.key = 5;
+		region = add_region(&r);
+	}
+	assert_int_equal(libuffd_server_record(stage.s), 0);
+	for (size_t i = 0; i < 8; i += 3)
+		step_until_done(start_faulter(mem_page(&stage.m, i), false, 0));
+	fd = file_with("", 0);
+	assert_int_equal(libuffd_server_record_end(stage.s, fd), 0);
+	len = pread(fd, rec, sizeof(rec), 0);
+	close(fd);
+	assert_in_range(len, 8, sizeof(rec) - 1);
+	assert_int_equal(libuffd_server_replay(stage.s, -1), -EBADF);
+	/* Cut off anywhere. */
+	for (ssize_t n = 0; n < len; n++) {
+		fd = file_with(rec, (size_t)n);
+		assert_int_equal(libuffd_server_replay(stage.s, fd), -EBADMSG);
+		close(fd);
+	}
+	/* Each byte changed: damaged, or of a version to come. */
+	for (ssize_t n = 0; n < len; n++) {
+		int ret;
+
+		rec[n] ^= 0x10;
+		fd = file_with(rec, (size_t)len);
+		ret = libuffd_server_replay(stage.s, fd);
+		assert_true(ret == -EBADMSG || ret == -EPROTONOSUPPORT);
+		close(fd);
+		rec[n] ^= 0x10;
+	}
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	assert_int_equal(stats_of(region).prefetched, 0);
+	fd = file_with(rec, (size_t)len);
+	assert_int_equal(libuffd_server_replay(stage.s, fd), 0);
+	close(fd);
+}
+
+/* ---- Other calls ---------------------------------------------------------------------------------------------- */
+
+static void odd_arguments_of_other_calls(void **state)
+{
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+	uint64_t region;
+
+	stage_up(state, 2, MISSING, 0);
+	region = add_memory_region();
+	assert_int_equal(libuffd_server_prefetch(stage.s, region, 0, stage.m.len + stage.m.page),
+			 -EINVAL);
+	assert_int_equal(libuffd_server_prefetch(stage.s, region, 5, stage.m.page), -EINVAL);
+	assert_int_equal(libuffd_server_prefetch(stage.s, region, UINT64_MAX & ~(stage.m.page - 1),
+						 2 * stage.m.page),
+			 -EINVAL);
+	assert_int_equal(libuffd_server_prefetch(stage.s, 777, 0, stage.m.page), -ENOENT);
+	fill.flags = 1;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), -EINVAL);
+	fill.flags = 0;
+	fill.chunk = 3;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), -EINVAL);
+	fill.chunk = 64 << 20;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), -EINVAL);
+	fill.chunk = 0;
+	fill.size = 3;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), -EINVAL);
+	assert_int_equal(libuffd_server_fill(stage.s, 777, NULL), -ENOENT);
+	assert_int_equal(libuffd_server_stats(NULL, 0, &st), -EINVAL);
+	assert_int_equal(libuffd_server_stats(stage.s, 0, NULL), -EINVAL);
+	assert_int_equal(libuffd_server_stats(stage.s, 777, &st), -ENOENT);
+	st.size = 7;
+	assert_int_equal(libuffd_server_stats(stage.s, 0, &st), -EINVAL);
+	assert_int_equal(
+		libuffd_server_allow(stage.s, stage.space + 50, stage.m.start, stage.m.page),
+		-ENOENT);
+	assert_int_equal(
+		libuffd_server_allow(stage.s, stage.space, stage.m.start + 1, stage.m.page),
+		-EINVAL);
+}
+
+/* A descriptor that was closed behind its back ends the space, not the server. */
+static void a_closed_userfaultfd_ends_its_space_only(void **state)
+{
+	struct libuffd_region r;
+	uint64_t id = 0, first;
+	int fd;
+
+	stage_up(state, 1, MISSING, 0);
+	first = stage.space;
+	mem_map(&stage.other, stage.m.kind, 1);
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	fd = libuffd_fd(stage.v);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), 0);
+	close(fd);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), -EBADF);
+	turn_server();
+	add_memory_region();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	stage.space = 2;
+	r = region_of(&stage.other, stage.source[0]);
+	r.space = first + 1;
+	refuse_region(&r, -EBADF);
+	/* So that closing the handle closes nobody else's. */
+	assert_int_equal(dup2(STDOUT_FILENO, fd), fd);
+}
+
+/* ---- Nothing is left ------------------------------------------------------------------------------------------ */
+
+static void a_life_leaves_no_descriptor(void **state)
+{
+	int before = count_fds();
+
+	for (int i = 0; i < 3; i++) {
+		void *again = *state;
+
+		stage.opts.size = sizeof(stage.opts);
+		stage.opts.threads = i;
+		stage_up(&again, 2, MISSING, LIBUFFD_FEATURE_EVENT_FORK);
+		add_memory_region();
+		turn_server();
+		expect_bytes(stage.m.addr, stage.data, stage.m.page);
+		stage_down(&again);
+		assert_int_equal(count_fds(), before);
+	}
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(odd_options_make_no_server),
+	cmocka_unit_test(names_and_nulls_are_harmless),
+	OF_ENGINES(odd_userfaultfds_are_not_attached, MEM_ANON),
+	OF_SMALL(odd_regions_are_not_served),
+	OF_ENGINES(a_newer_region_is_refused_if_it_means_something, MEM_ANON),
+	OF_ALL(memory_of_another_userfaultfd_is_not_served),
+	OF_ENGINES(the_server_does_not_wait_for_itself, MEM_ANON),
+	OF_ENGINES(own_threads_are_not_stepped, MEM_ANON),
+	OF_ENGINES(without_threads_there_is_nothing_to_start, MEM_ANON),
+	OF_ENGINES(a_second_thread_cannot_step_at_the_same_time, MEM_ANON),
+	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 0),
+	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 2),
+	OF_ENGINES(a_callback_can_stop_the_server, MEM_ANON),
+	OF_ENGINES(a_region_can_be_removed_by_its_callback, MEM_ANON),
+	OF_ENGINES_WITH(a_drain_ends_when_its_time_is_over, MEM_ANON, 0),
+	OF_ENGINES_WITH(a_drain_ends_when_its_time_is_over, MEM_ANON, 2),
+	cmocka_unit_test(odd_sources_are_not_made),
+	OF_ALL(requests_are_completed_once_and_in_full),
+	OF_ENGINES(a_file_that_got_shorter_is_an_error_and_no_zeros, MEM_ANON),
+	OF_ENGINES(damaged_records_are_not_used, MEM_ANON),
+	OF_ENGINES(odd_arguments_of_other_calls, MEM_ANON),
+	OF_ENGINES(a_closed_userfaultfd_ends_its_space_only, MEM_ANON),
+	OF_ENGINES(a_life_leaves_no_descriptor, MEM_ANON),
+};
+
+KERNEL_MAIN("server-bad", tests, reserve_huge_pages, NULL)

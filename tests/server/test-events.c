@@ -1,0 +1,932 @@
+/* SPDX-License-Identifier: MIT */
+/* The server while the program drops, moves, unmaps and forks what is served. */
+#include "server.h"
+
+#define REMOVES LIBUFFD_FEATURE_EVENT_REMOVE
+#define REMAPS (LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_UNMAP)
+#define FORKS LIBUFFD_FEATURE_EVENT_FORK
+#define ALL_EVENTS (REMOVES | REMAPS | FORKS)
+
+/* Of shared memory the file is what must be dropped. */
+static int advice_of(enum mem_kind kind)
+{
+	return mem_is_shared(kind) ? MADV_REMOVE : MADV_DONTNEED;
+}
+
+/* Drop [at, at + len); skips where this kernel cannot do that with huge pages. */
+static void drop(unsigned char *at, size_t len)
+{
+	int ret = madvise(at, len, advice_of(stage.m.kind));
+
+	if (ret && errno == EINVAL && mem_is_hugetlb(stage.m.kind))
+		SKIP("hugetlb-dontneed", "hugetlb cannot be dropped by madvise (before 5.18)");
+	assert_int_equal(ret, 0);
+}
+
+/* ---- Removal ------------------------------------------------------------------------------------------- */
+
+static void dropped_pages_read_as_zeros_and_stay_so(void **state)
+{
+	size_t pages = stage_pages(state), quarter = pages / 4;
+	size_t page;
+
+	stage_up(state, pages, MISSING, REMOVES);
+	page = stage.m.page;
+	add_memory_region();
+	turn_server();
+	/* The first half is there when the middle is dropped, the second is not. */
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	drop(mem_page(&stage.m, quarter), 2 * quarter * page);
+	for (int i = 0; i < 2; i++) {
+		assert_true(is_zero(mem_page(&stage.m, quarter), 2 * quarter * page));
+		expect_bytes(stage.m.addr, stage.data, quarter * page);
+		expect_bytes(mem_page(&stage.m, 3 * quarter), data_page(3 * quarter),
+			     quarter * page);
+		/* Zeros once more, with the pages there this time. */
+		drop(mem_page(&stage.m, quarter), 2 * quarter * page);
+	}
+	assert_int_equal(final_stats(0).removed, 2 * quarter);
+}
+
+static void dropped_pages_are_not_prefetched(void **state)
+{
+	size_t pages = stage_pages(state);
+	struct libuffd_region r;
+	uint64_t region;
+
+	stage_up(state, pages, MISSING, REMOVES);
+	r = region_of(&stage.m, memory_source());
+	r.window = 4 * stage.m.page;
+	region = add_region(&r);
+	turn_server();
+	drop(mem_page(&stage.m, 1), stage.m.page);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	assert_int_equal(libuffd_server_fill(stage.s, region, NULL), 0);
+	wait_notice(LIBUFFD_NOTICE_COMPLETE, 0);
+	assert_true(is_zero(mem_page(&stage.m, 1), stage.m.page));
+	expect_bytes(mem_page(&stage.m, 2), data_page(2), stage.m.len - 2 * stage.m.page);
+}
+
+static void bytes_that_come_too_late_are_thrown_away(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+	uint64_t region;
+
+	stage_up(state, 2, MISSING, REMOVES);
+	r = region_of(&stage.m, custom_source(ask_later));
+	region = add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 1) + 3, false, 0);
+	req = wait_asked(0);
+	drop(mem_page(&stage.m, 1), stage.m.page);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(f->byte, 0);
+	assert_true(is_zero(mem_page(&stage.m, 1), stage.m.page));
+	assert_int_equal(final_stats(region).removed_in_flight, 1);
+	assert_int_equal(asked(), 1);
+}
+
+/* The kernel tells of the range that was asked for, and drops whole huge pages only. */
+static void a_huge_page_that_is_dropped_in_part_stays(void **state)
+{
+	size_t page;
+
+	stage_up(state, 4, MISSING, REMOVES);
+	page = stage.m.page;
+	add_memory_region();
+	turn_server();
+	if (stage_more(state))
+		expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	drop(mem_page(&stage.m, 1), page + page / 2);
+	assert_true(is_zero(mem_page(&stage.m, 1), page));
+	expect_bytes(stage.m.addr, stage.data, page);
+	if (stage.m.kind == MEM_HUGETLB_PRIVATE) {
+		expect_bytes(mem_page(&stage.m, 2), data_page(2), 2 * page);
+	} else {
+		/* Of a file the part that was asked for is cleared, where the page is there. */
+		expect_bytes(mem_page(&stage.m, 3), data_page(3), page);
+		expect_bytes(mem_page(&stage.m, 2) + page / 2, data_page(2) + page / 2, page / 2);
+	}
+}
+
+/* ---- Unmapping ------------------------------------------------------------------------------------------ */
+
+static void unmapping_lets_a_waiter_go_and_nothing_else(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+	int ret;
+
+	stage_up(state, 4, MISSING, REMAPS);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	assert_int_equal(munmap(mem_page(&stage.m, 1), stage.m.page), 0);
+	join_faulter(f);
+	assert_int_equal(f->signal, SIGSEGV);
+	ret = complete_right(r.source, &req);
+	assert_true(ret == 0 || ret == -ESTALE);
+	f = start_faulter(mem_page(&stage.m, 3), false, 0);
+	req = wait_asked(1);
+	assert_int_equal(req.offset, 3 * stage.m.page);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, data_page(3)[0]);
+	assert_int_equal(final_stats(0).unmapped, 1);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+}
+
+/* With no event of it the answer's ENOENT is all that tells. */
+static void unmapping_unseen_harms_nobody(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+
+	stage_up(state, 4, MISSING, 0);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	assert_int_equal(munmap(mem_page(&stage.m, 1), stage.m.page), 0);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->signal, SIGSEGV);
+	f = start_faulter(mem_page(&stage.m, 3), false, 0);
+	req = wait_asked(1);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, data_page(3)[0]);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+}
+
+/* ---- Moving -------------------------------------------------------------------------------------------------- */
+
+/* Somewhere to move to, and the memory's new address in the books. */
+static void move_all(int flags)
+{
+	void *to;
+
+	mem_map(&stage.other, stage.m.kind, stage.m.len / stage.m.page);
+	to = mremap(stage.m.addr, stage.m.len, stage.m.len, MREMAP_MAYMOVE | MREMAP_FIXED | flags,
+		    stage.other.addr);
+	if (to == MAP_FAILED && errno == EINVAL && mem_is_hugetlb(stage.m.kind))
+		SKIP("hugetlb-mremap", "hugetlb cannot be moved (before 5.16)");
+	assert_ptr_equal(to, stage.other.addr);
+	if (flags)
+		return;
+	/* Nobody else shall be where it was. */
+	assert_ptr_equal(mmap(stage.m.addr, stage.m.len, PROT_NONE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 stage.m.addr);
+
+	stage.m.addr = to;
+	stage.m.start = (uintptr_t)to;
+	if (stage.other.alias)
+		munmap(stage.other.alias, stage.other.len);
+	if (stage.other.memfd >= 0)
+		close(stage.other.memfd);
+	memset(&stage.other, 0, sizeof(stage.other));
+}
+
+static void moved_memory_keeps_its_bytes(void **state)
+{
+	struct libuffd_region r;
+	unsigned char *old;
+
+	stage_up(state, stage_pages(state), MISSING, REMAPS);
+	r = region_of(&stage.m, memory_source());
+	r.window = stage_more(state) * stage.m.page;
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	old = stage.m.addr;
+	move_all(0);
+	assert_int_equal(touch(old, false, NULL), SIGSEGV);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(final_stats(0).remaps, 1);
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+}
+
+/* Twice, so that a piece comes back to where it was. */
+static void memory_that_comes_back_is_still_known(void **state)
+{
+	unsigned char *first, *second;
+
+	stage_up(state, stage_pages(state), MISSING, REMAPS | REMOVES);
+	add_memory_region();
+	turn_server();
+	first = stage.m.addr;
+	/* What a first fault takes memory for does not take that of the old place. */
+	expect_bytes(first, stage.data, stage.m.page);
+	move_all(0);
+	second = stage.m.addr;
+	expect_bytes(second, stage.data, stage.m.page);
+	drop(mem_page(&stage.m, 1), stage.m.page);
+	assert_ptr_equal(
+		mremap(second, stage.m.len, stage.m.len, MREMAP_MAYMOVE | MREMAP_FIXED, first),
+		first);
+	stage.m.addr = first;
+	stage.m.start = (uintptr_t)first;
+	assert_true(is_zero(mem_page(&stage.m, 1), stage.m.page));
+	expect_bytes(mem_page(&stage.m, 2), data_page(2), stage.m.len - 2 * stage.m.page);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+}
+
+/* An answer that was on its way when its page moved. */
+static void bytes_follow_a_page_that_moves(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+
+	stage_up(state, 2, MISSING, REMAPS);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	move_all(0);
+	/* Its address is no more. */
+	join_faulter(f);
+	assert_int_equal(f->signal, SIGSEGV);
+	f = start_faulter(mem_page(&stage.m, 1) + 8, false, 0);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(f->byte, data_page(1)[8]);
+	assert_int_equal(asked(), 1);
+}
+
+/* The mapping becomes longer where it is: with no event. */
+static void what_is_added_is_zeros_or_unknown(void **state)
+{
+	bool grows = stage_more(state);
+	size_t half = 4;
+	struct libuffd_region r;
+	struct libuffd_notice n;
+	size_t len;
+
+	stage_up(state, 2 * half, MISSING, REMAPS | LIBUFFD_FEATURE_POISON);
+	len = half * stage.m.page;
+	r = region_of(&stage.m, memory_source());
+	r.len = len;
+	r.flags |= grows ? LIBUFFD_REGION_GROWS : 0;
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	/* Room behind it, before anybody else takes it. */
+	assert_int_equal(munmap(stage.m.addr + len, len), 0);
+	assert_ptr_equal(mremap(stage.m.addr, len, 2 * len, 0), stage.m.addr);
+	expect_bytes(stage.m.addr, stage.data, len);
+	if (grows) {
+		assert_true(is_zero(stage.m.addr + len, len));
+		assert_int_equal(final_stats(0).faults_unknown, 0);
+		return;
+	}
+	assert_int_equal(touch(stage.m.addr + len + 5, false, NULL), SIGBUS);
+	n = wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0);
+	assert_int_equal(n.address & ~(uint64_t)(stage.m.page - 1), stage.m.start + len);
+	assert_int_equal(n.done, LIBUFFD_DONE_POISONED);
+}
+
+/* Longer and elsewhere, in one call. */
+static void what_is_added_in_moving_is_zeros_or_unknown(void **state)
+{
+	bool grows = stage_more(state);
+	struct libuffd_region r;
+	size_t len;
+
+	stage_up(state, 4, MISSING, REMAPS | LIBUFFD_FEATURE_POISON);
+	len = stage.m.len;
+	r = region_of(&stage.m, memory_source());
+	r.flags |= grows ? LIBUFFD_REGION_GROWS : 0;
+	add_region(&r);
+	turn_server();
+	mem_map(&stage.other, MEM_ANON, 8);
+	assert_ptr_equal(
+		mremap(stage.m.addr, len, 2 * len, MREMAP_MAYMOVE | MREMAP_FIXED, stage.other.addr),
+		stage.other.addr);
+	stage.m.addr = NULL;
+	expect_bytes(stage.other.addr, stage.data, len);
+	if (grows)
+		assert_true(is_zero(stage.other.addr + len, len));
+	else
+		assert_int_equal(touch(stage.other.addr + len, false, NULL), SIGBUS);
+}
+
+static void shrinking_takes_the_end_away_only(void **state)
+{
+	size_t pages = stage_pages(state);
+
+	stage_up(state, pages, MISSING, REMAPS);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	if (mremap(stage.m.addr, stage.m.len, stage.m.len / 2, 0) == MAP_FAILED) {
+		assert_true(mem_is_hugetlb(stage.m.kind));
+		SKIP("hugetlb-mremap", "hugetlb cannot be made shorter here");
+	}
+	assert_int_equal(touch(stage.m.addr + stage.m.len / 2, false, NULL), SIGSEGV);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	assert_int_equal(final_stats(0).unmapped, pages / 2);
+}
+
+static void what_a_move_leaves_behind_is_zeros(void **state)
+{
+	stage_up(state, stage_pages(state), MISSING, REMAPS);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	move_all(MREMAP_DONTUNMAP);
+	assert_true(is_zero(stage.m.addr, stage.m.len));
+	expect_bytes(stage.other.addr, stage.data, stage.m.len);
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+}
+
+/*
+ * Two moves at once: the kernel tells of what the first has left behind when the second has taken that place
+ * already. That UNMAP is of memory that is no more, and must not take what is there now.
+ */
+static void an_unmap_that_comes_late_takes_nothing_else(void **state)
+{
+	struct libuffd_region r;
+	struct call second;
+	size_t len;
+	void *free_place;
+
+	stage_up(state, 2, MISSING, REMAPS | LIBUFFD_FEATURE_POISON);
+	len = stage.m.len;
+	mem_map(&stage.other, MEM_ANON, 2);
+	add_memory_region();
+	r = region_of(&stage.other, zero_source());
+	add_region(&r);
+	while (libuffd_server_step(stage.s, 0) > 0)
+		;
+	free_place = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(free_place, MAP_FAILED);
+	/* Nobody reads: each of them sleeps when its memory has moved. */
+	mremap_start(&stage.call, stage.other.addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     free_place);
+	stage.calling = true;
+	wait_readable(stage.u);
+	mremap_start(&second, stage.m.addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     stage.other.addr);
+	wait_thread_state(&second.tid, 'D');
+	while (!atomic_load(&stage.call.done) || !atomic_load(&second.done))
+		step();
+	assert_int_equal(join_call(), 0);
+	assert_int_equal(call_join(&second), 0);
+	stage.m.addr = NULL;
+	for (size_t i = 0; i < 4; i++) {
+		bool moved_first = i >= 2;
+		size_t at = i % 2 * stage.m.page + 3;
+		unsigned char *place = moved_first ? free_place : stage.other.addr;
+		struct faulter *f = start_faulter(place + at, false, 0xff);
+
+		step_until_done(f);
+		assert_int_equal(f->signal, 0);
+		assert_int_equal(f->byte, moved_first ? 0 : stage.data[at]);
+	}
+	/* Nobody reads any more: this must not be told. */
+	assert_int_equal(libuffd_unregister(stage.u, (uintptr_t)free_place, len), 0);
+	munmap(free_place, len);
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+}
+
+/* ---- Forks ------------------------------------------------------------------------------------------------------ */
+
+static int child_reads_all(void *arg)
+{
+	(void)arg;
+	return first_difference(stage.m.addr, stage.data, stage.m.len) == stage.m.len ? 0 : 1;
+}
+
+static void a_child_is_served_as_its_parent_is(void **state)
+{
+	struct libuffd_notice n;
+	struct libuffd_region r;
+
+	stage_up(state, stage_pages(state), MISSING, FORKS);
+	r = region_of(&stage.m, memory_source());
+	r.window = stage_more(state) * stage.m.page;
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	fork_child(child_reads_all, NULL);
+	n = wait_notice(LIBUFFD_NOTICE_FORK, 0);
+	assert_int_equal(n.space, stage.space);
+	assert_true(n.other != 0 && n.other != stage.space);
+	assert_int_equal(n.error, 0);
+	assert_int_equal(child_status(), 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(final_stats(0).forks, 1);
+}
+
+/* What the parent waits for when it forks, the child has to get as well. */
+static void a_child_gets_what_was_on_its_way(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req, second;
+	struct faulter *f;
+
+	stage_up(state, 1, MISSING, FORKS);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	req = wait_asked(0);
+	fork_child(child_reads_all, NULL);
+	second = wait_asked(1);
+	assert_true(second.space != req.space);
+	assert_int_equal(second.region, req.region);
+	assert_int_equal(complete_right(r.source, &second), 0);
+	assert_int_equal(child_status(), 0);
+	assert_false(atomic_load(&f->done));
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+}
+
+static int child_forks_again(void *arg)
+{
+	int status = -1;
+	pid_t pid = bare_fork();
+
+	if (!pid)
+		bare_exit(child_reads_all(arg));
+	if (pid < 0)
+		return 2;
+	/* A page the grandchild may be asking for right now. */
+	if (child_reads_all(arg))
+		return 3;
+	if (syscall(SYS_wait4, pid, &status, 0, NULL) != pid)
+		return 4;
+	return WIFEXITED(status) ? 16 * WEXITSTATUS(status) : 5;
+}
+
+static void grandchildren_are_served_too(void **state)
+{
+	stage_up(state, stage_pages(state), MISSING, FORKS);
+	add_memory_region();
+	turn_server();
+	expect_bytes(mem_page(&stage.m, 1), data_page(1), stage.m.page);
+	fork_child(child_forks_again, NULL);
+	assert_int_equal(child_status(), 0);
+	wait_notice(LIBUFFD_NOTICE_FORK, 1);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(final_stats(0).forks, 2);
+}
+
+static int child_overwrites(void *arg)
+{
+	(void)arg;
+	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
+		poke(stage.m.addr + i, 0);
+	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
+		if (peek(stage.m.addr + i) || peek(stage.m.addr + i + 1) != stage.data[i + 1])
+			return 1;
+	return 0;
+}
+
+static void a_childs_writes_are_its_own(void **state)
+{
+	stage_up(state, stage_pages(state), MISSING, FORKS);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len / 2);
+	fork_child(child_overwrites, NULL);
+	assert_int_equal(child_status(), 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
+/* Its events come by its own userfaultfd and change its own map only. */
+static int child_drops_and_moves(void *arg)
+{
+	unsigned char *to = arg;
+	size_t page = stage.m.page, len = stage.m.len;
+
+	if (madvise(stage.m.addr, page, MADV_DONTNEED))
+		return 1;
+	if (syscall(SYS_mremap, stage.m.addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to) !=
+	    (long)(uintptr_t)to)
+		return 2;
+	if (!is_zero(to, page))
+		return 3;
+	if (first_difference(to + page, stage.data + page, len - page) != len - page)
+		return 4;
+	return 0;
+}
+
+static void a_childs_layout_is_its_own(void **state)
+{
+	stage_up(state, stage_pages(state), MISSING, ALL_EVENTS);
+	mem_map(&stage.other, MEM_ANON, stage.m.len / page_size());
+	add_memory_region();
+	turn_server();
+	fork_child(child_drops_and_moves, stage.other.addr);
+	assert_int_equal(child_status(), 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
+static int child_fds[2];
+
+static int child_waits_to_exit(void *arg)
+{
+	char go;
+
+	(void)arg;
+	return syscall(SYS_read, child_fds[0], &go, 1) == 1 ? child_reads_all(arg) : 9;
+}
+
+static void a_child_that_has_exited_is_gone_when_it_is_used(void **state)
+{
+	struct libuffd_notice n;
+
+	stage_up(state, 2, MISSING, FORKS);
+	add_memory_region();
+	turn_server();
+	fork_child(child_reads_all, NULL);
+	n = wait_notice(LIBUFFD_NOTICE_FORK, 0);
+	assert_int_equal(child_status(), 0);
+	assert_int_equal(libuffd_server_allow(stage.s, n.other, stage.m.start, stage.m.len), 0);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_GONE, 0).space, n.other);
+	assert_int_equal(libuffd_server_allow(stage.s, n.other, stage.m.start, stage.m.len),
+			 -ENOENT);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
+/* Taken before the server goes, a child waits instead of reading zeros. */
+static void a_child_can_be_taken_along(void **state)
+{
+	struct libuffd *child = NULL, *taken;
+	struct libuffd_notice n;
+
+	stage_up(state, 1, MISSING, FORKS);
+	add_memory_region();
+	turn_server();
+	assert_int_equal(pipe2(child_fds, O_CLOEXEC), 0);
+	fork_child(child_waits_to_exit, NULL);
+	n = wait_notice(LIBUFFD_NOTICE_FORK, 0);
+	assert_int_equal(libuffd_server_detach(stage.s, n.other, NULL), -EINVAL);
+	assert_int_equal(libuffd_server_detach(stage.s, n.other, &child), 0);
+	assert_non_null(child);
+	taken = child;
+	assert_int_equal(libuffd_server_detach(stage.s, n.other, &child), -ENOENT);
+	assert_null(child);
+	libuffd_close(taken);
+	close(child_fds[0]);
+	close(child_fds[1]);
+}
+
+static void a_taken_child_is_served_by_its_owner(void **state)
+{
+	struct libuffd *child = NULL;
+	struct libuffd_notice n;
+	struct libuffd_event ev;
+	size_t done;
+
+	stage_up(state, 1, MISSING, FORKS);
+	add_memory_region();
+	turn_server();
+	assert_int_equal(pipe2(child_fds, O_CLOEXEC), 0);
+	fork_child(child_waits_to_exit, NULL);
+	n = wait_notice(LIBUFFD_NOTICE_FORK, 0);
+	assert_int_equal(libuffd_server_detach(stage.s, n.other, &child), 0);
+	assert_non_null(child);
+	assert_int_equal(write(child_fds[1], "g", 1), 1);
+	ev = expect_event(child, LIBUFFD_EVENT_FAULT);
+	assert_int_equal(ev.fault.address, stage.m.start);
+	assert_int_equal(libuffd_copy(child, stage.m.start, stage.data, stage.m.page, 0, &done), 0);
+	assert_int_equal(child_status(), 0);
+	libuffd_close(child);
+	close(child_fds[0]);
+	close(child_fds[1]);
+}
+
+/* ---- Answers that must wait --------------------------------------------------------------------------------------- */
+
+/* A thread sleeps in madvise and its event is unread when the bytes come. */
+static void deferral_up(void **state, struct libuffd_region *r, struct faulter **f)
+{
+	struct libuffd_request req;
+
+	stage_up(state, 4, MISSING, REMOVES);
+	*r = region_of(&stage.m, custom_source(ask_later));
+	r->on_error = LIBUFFD_ON_ERROR_FAIL;
+	add_region(r);
+	*f = start_faulter(mem_page(&stage.m, 0), false, 0);
+	while (!asked())
+		step();
+	req = wait_asked(0);
+	madvise_start(&stage.call, mem_page(&stage.m, 3), stage.m.page, advice_of(stage.m.kind));
+	stage.calling = true;
+	wait_readable(stage.u);
+	assert_int_equal(complete_right(r->source, &req), 0);
+}
+
+static void an_answer_waits_for_the_layout_and_comes(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_stats st;
+	struct faulter *f;
+
+	deferral_up(state, &r, &f);
+	step_until_done(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(f->byte, stage.data[0]);
+	while (!atomic_load(&stage.call.done))
+		step();
+	assert_int_equal(join_call(), 0);
+	st = stats_of(0);
+	assert_int_equal(st.deferred, 1);
+	assert_true(st.retries >= 1);
+	/* It doubles its pauses: a second has room for 200 of the longest. */
+	assert_true(st.retries < 1000);
+	assert_int_equal(st.waiting, 0);
+	expect_bytes(mem_page(&stage.m, 0), data_page(0), stage.m.page);
+}
+
+/* What was put off can fail when its time has come, and take the space with it. */
+static void an_answer_that_waited_may_fail(void **state)
+{
+	struct libuffd_region r;
+	struct faulter *f;
+
+	deferral_up(state, &r, &f);
+	/* The kernel says EAGAIN before it looks where the page would go. */
+	assert_int_equal(ftruncate(stage.m.memfd, 0), 0);
+	while (!notices_of(LIBUFFD_NOTICE_FAILED))
+		step();
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 1);
+	assert_int_equal(final_stats(0).deferred, 1);
+	/* It is at its end, and can be turned on. */
+	for (int i = 0; i < 10; i++)
+		assert_true(libuffd_server_step(stage.s, 0) >= 0);
+	assert_false(atomic_load(&f->done));
+	assert_int_equal(ftruncate(stage.m.memfd, (off_t)stage.m.len), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+}
+
+/* ---- The same fault several times ------------------------------------------------------------------------------------ */
+
+static void on_nothing(int sig)
+{
+	(void)sig;
+}
+
+static void signals_make_faults_come_twice_and_no_more(void **state)
+{
+	struct sigaction sa = { .sa_handler = on_nothing, .sa_flags = SA_RESTART }, old;
+	struct libuffd_region r;
+	struct libuffd_request req;
+	struct faulter *f;
+	uint64_t region;
+
+	stage_up(state, 1, MISSING, REMOVES);
+	r = region_of(&stage.m, custom_source(ask_later));
+	region = add_region(&r);
+	assert_int_equal(sigaction(SIGUSR2, &sa, &old), 0);
+	turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	req = wait_asked(0);
+	for (int i = 0; i < 3; i++) {
+		pthread_kill(f->thread, SIGUSR2);
+		while (stats_of(region).duplicates < (uint64_t)i + 1)
+			sched_yield();
+	}
+	assert_int_equal(asked(), 1);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	sigaction(SIGUSR2, &old, NULL);
+	assert_int_equal(f->byte, stage.data[0]);
+	assert_int_equal(final_stats(region).installed, 1);
+	assert_int_equal(final_stats(region).faults_missing, 4);
+}
+
+/* ---- All of it at once --------------------------------------------------------------------------------------------------- */
+
+#define WORKERS 4
+#define PAGES 16
+#define ROUNDS (UNDER_SANITIZER ? 15 : 60)
+
+/* One thread's memory, and what it should read as. */
+struct worker {
+	pthread_t thread;
+	unsigned int seed;
+	unsigned char *at, *spare;
+	const unsigned char *data;
+	bool zero[PAGES];
+	const char *wrong;
+};
+
+static bool worker_page_is_right(const struct worker *w, size_t i)
+{
+	size_t page = page_size();
+	const unsigned char *p = w->at + i * page;
+
+	return w->zero[i] ? is_zero(p, page)
+			  : first_difference(p, w->data + i * page, page) == page;
+}
+
+static int worker_child(const struct worker *w)
+{
+	for (size_t i = 0; i < PAGES; i++)
+		if (!worker_page_is_right(w, i))
+			return 1;
+	return 0;
+}
+
+static void worker_fork(struct worker *w)
+{
+	int status = 0;
+	pid_t pid = bare_fork();
+
+	if (!pid)
+		bare_exit(worker_child(w));
+	if (pid < 0 || syscall(SYS_wait4, pid, &status, 0, NULL) != pid)
+		w->wrong = "fork";
+	else if (!WIFEXITED(status) || WEXITSTATUS(status))
+		w->wrong = "a child's bytes";
+}
+
+static void worker_drop(struct worker *w)
+{
+	size_t first = (size_t)rand_r(&w->seed) % PAGES, n = 1 + (size_t)rand_r(&w->seed) % 3;
+
+	if (n > PAGES - first)
+		n = PAGES - first;
+	if (madvise(w->at + first * page_size(), n * page_size(), MADV_DONTNEED))
+		w->wrong = "madvise";
+	for (size_t i = first; i < first + n; i++)
+		w->zero[i] = true;
+}
+
+static void worker_move(struct worker *w)
+{
+	size_t len = PAGES * page_size();
+
+	if (mremap(w->at, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, w->spare) != w->spare) {
+		w->wrong = "mremap";
+		return;
+	}
+	/* Where it was somebody else may be by now. */
+	w->at = w->spare;
+	w->spare = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (w->spare == MAP_FAILED)
+		w->wrong = "mmap";
+}
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+
+	for (int i = 0; i < ROUNDS && !w->wrong; i++) {
+		switch (rand_r(&w->seed) % 8) {
+		case 0:
+			worker_fork(w);
+			break;
+		case 1:
+			worker_drop(w);
+			break;
+		case 2:
+			worker_move(w);
+			break;
+		default:
+			if (!worker_page_is_right(w, (size_t)rand_r(&w->seed) % PAGES))
+				w->wrong = "a page's bytes";
+		}
+	}
+	for (size_t i = 0; i < PAGES && !w->wrong; i++)
+		if (!worker_page_is_right(w, i))
+			w->wrong = "a page's bytes at the end";
+	return NULL;
+}
+
+static pthread_t answerer;
+static atomic_bool answers_end;
+
+/* Answers what the custom source is asked, from a thread of its own. */
+static void *answer_requests(void *arg)
+{
+	struct requests *a = &stage.asked;
+
+	for (;;) {
+		struct libuffd_request req;
+
+		pthread_mutex_lock(&a->lock);
+		while (!a->n && !atomic_load(&answers_end))
+			pthread_cond_wait(&a->came, &a->lock);
+		if (!a->n) {
+			pthread_mutex_unlock(&a->lock);
+			return NULL;
+		}
+		req = a->req[--a->n];
+		pthread_mutex_unlock(&a->lock);
+		complete_right(arg, &req);
+	}
+}
+
+static void everything_at_once_loses_no_byte(void **state)
+{
+	struct libuffd_source *src[2];
+	struct worker w[WORKERS];
+	size_t len = PAGES * page_size();
+	unsigned int seed = (unsigned int)getpid() * 31 + stage_engine(state);
+
+	memset(w, 0, sizeof(w));
+	printf("# seed: %u\n", seed);
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = stage_more(state);
+	stage_up(state, WORKERS * PAGES, MISSING, ALL_EVENTS);
+	src[0] = memory_source();
+	src[1] = custom_source(ask_later);
+	atomic_store(&answers_end, false);
+	assert_int_equal(pthread_create(&answerer, NULL, answer_requests, src[1]), 0);
+	turn_server();
+	for (size_t i = 0; i < WORKERS; i++) {
+		struct libuffd_region r = region_of(&stage.m, src[i % 2]);
+
+		r.start += i * len;
+		r.offset = i * len;
+		r.len = len;
+		r.window = i < 2 ? 0 : 4 * page_size();
+		add_region(&r);
+		w[i].seed = seed + (unsigned int)i;
+		w[i].at = stage.m.addr + i * len;
+		w[i].spare = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		assert_ptr_not_equal(w[i].spare, MAP_FAILED);
+		w[i].data = stage.data + i * len;
+	}
+	for (size_t i = 0; i < WORKERS; i++)
+		assert_int_equal(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
+	for (size_t i = 0; i < WORKERS; i++)
+		pthread_join(w[i].thread, NULL);
+	pthread_mutex_lock(&stage.asked.lock);
+	atomic_store(&answers_end, true);
+	pthread_cond_broadcast(&stage.asked.came);
+	pthread_mutex_unlock(&stage.asked.lock);
+	pthread_join(answerer, NULL);
+	for (size_t i = 0; i < WORKERS; i++) {
+		munmap(w[i].at, len);
+		munmap(w[i].spare, len);
+	}
+	for (size_t i = 0; i < WORKERS; i++)
+		if (w[i].wrong)
+			fail_msg("worker %zu: %s", i, w[i].wrong);
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+}
+
+static const struct CMUnitTest tests[] = {
+	OF_ALL(dropped_pages_read_as_zeros_and_stay_so),
+	OF_ALL(dropped_pages_are_not_prefetched),
+	OF_ALL(bytes_that_come_too_late_are_thrown_away),
+	OF_ENGINES_WITH(a_huge_page_that_is_dropped_in_part_stays, MEM_HUGETLB_PRIVATE, false),
+	OF_ENGINES_WITH(a_huge_page_that_is_dropped_in_part_stays, MEM_HUGETLB_PRIVATE, true),
+	OF_ENGINES_WITH(a_huge_page_that_is_dropped_in_part_stays, MEM_HUGETLB_SHARED, false),
+	OF_ENGINES_WITH(a_huge_page_that_is_dropped_in_part_stays, MEM_HUGETLB_SHARED, true),
+	OF_ALL(unmapping_lets_a_waiter_go_and_nothing_else),
+	OF_ALL(unmapping_unseen_harms_nobody),
+	OF_ALL_WITH(moved_memory_keeps_its_bytes, 0),
+	OF_ALL_WITH(moved_memory_keeps_its_bytes, 4),
+	OF_ALL(memory_that_comes_back_is_still_known),
+	OF_ALL(bytes_follow_a_page_that_moves),
+	OF_ENGINES_WITH(what_is_added_is_zeros_or_unknown, MEM_ANON, true),
+	OF_ENGINES_WITH(what_is_added_is_zeros_or_unknown, MEM_ANON, false),
+	OF_ENGINES_WITH(what_is_added_in_moving_is_zeros_or_unknown, MEM_ANON, true),
+	OF_ENGINES_WITH(what_is_added_in_moving_is_zeros_or_unknown, MEM_ANON, false),
+	OF_ALL(shrinking_takes_the_end_away_only),
+	OF_ENGINES(what_a_move_leaves_behind_is_zeros, MEM_ANON),
+	OF_ENGINES(an_unmap_that_comes_late_takes_nothing_else, MEM_ANON),
+	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 0),
+	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 4),
+	OF_ENGINES(a_child_gets_what_was_on_its_way, MEM_ANON),
+	OF_ENGINES(a_child_gets_what_was_on_its_way, MEM_SHMEM_PRIVATE),
+	OF_ENGINES(a_child_gets_what_was_on_its_way, MEM_HUGETLB_PRIVATE),
+	OF_ALL(grandchildren_are_served_too),
+	OF_ENGINES(a_childs_writes_are_its_own, MEM_ANON),
+	OF_ENGINES(a_childs_writes_are_its_own, MEM_SHMEM_PRIVATE),
+	OF_ENGINES(a_childs_writes_are_its_own, MEM_HUGETLB_PRIVATE),
+	OF_ENGINES(a_childs_layout_is_its_own, MEM_ANON),
+	OF_ENGINES(a_childs_layout_is_its_own, MEM_SHMEM_PRIVATE),
+	OF_ENGINES(a_child_that_has_exited_is_gone_when_it_is_used, MEM_ANON),
+	OF_ENGINES(a_child_can_be_taken_along, MEM_ANON),
+	OF_ENGINES(a_taken_child_is_served_by_its_owner, MEM_ANON),
+	OF_SMALL(an_answer_waits_for_the_layout_and_comes),
+	OF_ENGINES(an_answer_that_waited_may_fail, MEM_SHMEM_SHARED),
+	OF_ALL(signals_make_faults_come_twice_and_no_more),
+	OF_ENGINES_WITH(everything_at_once_loses_no_byte, MEM_ANON, 0),
+	OF_ENGINES_WITH(everything_at_once_loses_no_byte, MEM_ANON, 2),
+};
+
+KERNEL_MAIN("server-events", tests, reserve_huge_pages, NULL)

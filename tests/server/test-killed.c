@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+/* A server that is killed: what becomes of the program that it served. */
+#include "server.h"
+
+/* The server's process: serves the memory of its parent until it is killed. */
+static int serve(void **state)
+{
+	struct libuffd_space_opts so = LIBUFFD_SPACE_OPTS_INIT;
+	struct libuffd_region r;
+	struct libuffd_source *src;
+	struct libuffd *u;
+	uint64_t id;
+	int ret;
+
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.engine = stage_engine(state);
+	ret = libuffd_adopt(dup(libuffd_fd(stage.u)), NULL, &u);
+	if (ret == 0)
+		ret = libuffd_server_new(&stage.opts, &stage.s);
+	if (ret == 0)
+		ret = libuffd_server_attach(stage.s, u, &so, &stage.space);
+	if (ret == 0)
+		ret = libuffd_source_memory(stage.data, stage.m.len, &src);
+	if (ret < 0)
+		return 1;
+	r = region_of(&stage.m, src);
+	r.flags = 0;
+	/* Only the descriptor above is ours to hold. */
+	libuffd_close(stage.u);
+	ret = libuffd_server_add_region(stage.s, &r, &id);
+	return ret < 0 ? 2 : libuffd_server_run(stage.s) < 0 ? 3 : 0;
+}
+
+static pid_t start_server(void **state)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(serve(state));
+	stage.child = pid;
+	return pid;
+}
+
+static void kill_server(void)
+{
+	assert_int_equal(kill(stage.child, SIGKILL), 0);
+	assert_int_equal(waitpid(stage.child, NULL, 0), stage.child);
+	stage.child = 0;
+}
+
+static void expect_served(size_t n)
+{
+	struct faulter *f = start_faulter(mem_page(&stage.m, n), false, 0);
+
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(f->byte, data_page(n)[0]);
+}
+
+static void killed_up(void **state)
+{
+	REQUIRES(mem_features(stage_kind(state), MISSING));
+	/* Only to find out whether there is such an engine. */
+	server_up(state);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	mem_map(&stage.m, stage_kind(state), 4);
+	stage.data = page_of(&stage.m, 4, 0);
+	pattern(stage.data, stage.m.len, 1);
+	stage.u = uffd_with(0);
+	mem_register(stage.u, &stage.m, MISSING);
+}
+
+/* The program holds its userfaultfd too: nothing is lost, it waits for the next server. */
+static void the_next_server_goes_on(void **state)
+{
+	struct faulter *f;
+
+	killed_up(state);
+	start_server(state);
+	expect_served(0);
+	kill_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	wait_asleep(stage.u, 1, &stage.m);
+	assert_false(atomic_load(&f->done));
+	start_server(state);
+	join_faulter(f);
+	assert_int_equal(f->byte, data_page(1)[0]);
+	expect_served(2);
+	/* What the first had supplied is there still, and no trouble to the second. */
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	kill_server();
+}
+
+/* Nobody else holds it: the kernel gives zeros from then on. That is why somebody should. */
+static void without_another_descriptor_the_rest_reads_as_zeros(void **state)
+{
+	struct faulter *f;
+
+	killed_up(state);
+	start_server(state);
+	expect_served(0);
+	libuffd_close(stage.u);
+	stage.u = NULL;
+	kill_server();
+	f = start_faulter(mem_page(&stage.m, 1), false, 1);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(f->byte, 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+}
+
+static const struct CMUnitTest tests[] = {
+	OF_ALL(the_next_server_goes_on),
+	OF_ALL(without_another_descriptor_the_rest_reads_as_zeros),
+};
+
+KERNEL_MAIN("server-killed", tests, reserve_huge_pages, NULL)

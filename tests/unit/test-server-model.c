@@ -1,0 +1,1557 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The server on a kernel that does anything at any time, beside a model that says what each page may
+ * show. Threads fault, are interrupted and write; memory is emptied, unmapped, moved, made longer; processes
+ * fork and exit; sources answer late, in any order, wrongly, twice; memory runs out; regions and spaces come
+ * and go, also from within callbacks. Then the program holds still, and within a bounded number of
+ * turns nobody may wait any more, nothing may be in flight, and what the server believes must be true.
+ *
+ * Each seed is a life of its own:
+ *
+ *     unit-server-model [FIRST-SEED [SEEDS [STEPS [TEST]]]]
+ *
+ * A million steps: unit-server-model 1000 100 10000. A failure names its seed; with one seed and
+ * UFFD_MODEL_TRACE=1 in the environment every step is told on stderr.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake-kernel.h"
+
+#define SOURCE_PAGES 96
+#define LAST_BYTES 100 /* of the last page of a source */
+#define SOURCE_LEN ((SOURCE_PAGES - 1) * FK_PAGE + LAST_BYTES)
+#define REGIONS 255
+#define REQUESTS 256
+#define WRITERS 16
+#define MMS 7
+#define REST_TURNS 20000 /* until everything has come to rest */
+
+enum source { MEMORY, CUSTOM, FILES, CHAIN, ZEROS, SOURCES };
+
+struct region {
+	uint64_t id;
+	enum source source;
+	unsigned int n, from;
+	bool wp, grows, removed, unregisters;
+	unsigned int completed; /* notices */
+};
+
+struct request {
+	uint64_t id, offset, len;
+	unsigned char *buf;
+};
+
+static struct {
+	struct libuffd_server *s;
+	struct libuffd_source *source[SOURCES];
+	struct region region[REGIONS];
+	unsigned int nregions;
+	struct request request[REQUESTS];
+	unsigned int nrequests;
+	uint64_t old_request; /* that was completed */
+	struct {
+		uint64_t space, address;
+	} writer[WRITERS]; /* wait for libuffd_server_allow() */
+	unsigned int nwriters;
+	bool lost[SOURCE_PAGES], empty[SOURCE_PAGES]; /* of the custom source */
+	bool failed[SOURCES][SOURCE_PAGES];	      /* a read of just this page has failed */
+	unsigned int depth_of_calls;
+	bool meddles; /* callbacks change things */
+	uint64_t features;
+	uint64_t asked, completed;
+	uint64_t errors; /* that something could be had */
+	bool moved;
+} m;
+
+static unsigned char memory[SOURCE_PAGES * FK_PAGE];
+static bool hole[SOURCE_PAGES];
+static int file = -1;
+
+/* ---- Chance, and what is said when it has found something ------------------------------------------ */
+
+static unsigned int first_seed = 1, seeds = 60, steps = 10000;
+static unsigned int seed, step;
+static uint64_t state;
+static bool tracing;
+static const char *life; /* a part of the test's name */
+/* Of all lives: that something happened at all. */
+static struct {
+	uint64_t steps, faults, installed, fetches, events, children;
+} total;
+
+uint64_t rnd(uint64_t n)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return (state >> 11) % n;
+}
+
+bool chance(unsigned int percent)
+{
+	return rnd(100) < percent;
+}
+
+static void show_maps(void)
+{
+	for (const struct srv_space *sp = m.s ? m.s->spaces : NULL; sp; sp = sp->next)
+		for (size_t i = 0; i < sp->map.n; i++) {
+			const struct srv_seg *g = &sp->map.seg[i];
+
+			trace("space %llu: %llu to %llu: region %llu from %llu%s",
+			      (unsigned long long)sp->id,
+			      (unsigned long long)((g->start - FK_BASE) / FK_PAGE),
+			      (unsigned long long)((g->end - FK_BASE) / FK_PAGE),
+			      g->pages ? (unsigned long long)g->pages->region->id : 0,
+			      (unsigned long long)g->first, g->grows ? ", grows" : "");
+		}
+}
+
+void broken(const char *fmt, ...)
+{
+	char text[300];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	show_maps();
+	fail_msg("seed %u, step %u: %s; again: unit-server-model %u 1 %u '*%s*'", seed, step, text,
+		 seed, steps, life);
+	abort();
+}
+
+#define must(cond, ...)                      \
+	do {                                 \
+		if (!(cond))                 \
+			broken(__VA_ARGS__); \
+	} while (0)
+
+void trace(const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!tracing)
+		return;
+	va_start(ap, fmt);
+	fprintf(stderr, "%u: ", step);
+	vfprintf(stderr, fmt, ap);
+	fputc('\n', stderr);
+	va_end(ap);
+}
+
+/* ---- Sources ---------------------------------------------------------------------------------------- */
+
+static uint64_t tag(enum source source, unsigned int page)
+{
+	uint64_t cut = page == SOURCE_PAGES - 1 ? FK_CUT : 0;
+
+	return (uint64_t)(source + 1) << 32 | (page + 1) | cut;
+}
+
+/* What a page of a source reads as. */
+static uint64_t want(enum source source, unsigned int page)
+{
+	switch (source) {
+	case MEMORY:
+		return tag(MEMORY, page);
+	case CUSTOM:
+		return m.empty[page] ? FK_ZERO : tag(CUSTOM, page);
+	case FILES:
+		return hole[page] ? FK_ZERO : tag(FILES, page);
+	case CHAIN:
+		return hole[page] ? tag(MEMORY, page) : tag(FILES, page);
+	default:
+		return FK_ZERO;
+	}
+}
+
+/* At most @len bytes of a page. */
+static void put_page(unsigned char *to, uint64_t t, uint64_t len)
+{
+	t &= ~FK_CUT;
+	memcpy(to, &t, 8);
+	if (len >= FK_PAGE)
+		memcpy(to + FK_PAGE - 8, &t, 8);
+}
+
+static void make_bytes(void)
+{
+	unsigned char page[FK_PAGE];
+
+	file = memfd_create("model", MFD_CLOEXEC);
+	must(file >= 0 && !ftruncate(file, (off_t)SOURCE_LEN), "no memory file");
+	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
+		uint64_t len = i == SOURCE_PAGES - 1 ? LAST_BYTES : FK_PAGE;
+
+		put_page(memory + i * FK_PAGE, tag(MEMORY, i), len);
+		hole[i] = i % 7 == 3 || i % 7 == 4;
+		memset(page, 0, sizeof(page));
+		put_page(page, tag(FILES, i), len);
+		if (!hole[i])
+			must(pwrite(file, page, len, (off_t)(i * FK_PAGE)) == (ssize_t)len,
+			     "short write");
+	}
+}
+
+static void note_failed(enum source source, uint64_t offset, uint64_t len)
+{
+	m.errors++;
+	/* More than one page is asked for again page by page, before anything is given up. */
+	for (uint64_t i = offset / FK_PAGE; len <= FK_PAGE && i * FK_PAGE < offset + len; i++)
+		if (i < SOURCE_PAGES)
+			m.failed[source][i] = true;
+}
+
+void law_read_failed(uint64_t offset, uint64_t len)
+{
+	note_failed(FILES, offset, len);
+	note_failed(CHAIN, offset, len);
+}
+
+static void meddle(void);
+
+static void custom_answer(unsigned int i);
+
+static void custom_fetch(void *ctx, const struct libuffd_request *req)
+{
+	struct request *r = &m.request[m.nrequests];
+
+	(void)ctx;
+	must(m.nrequests < REQUESTS, "too many requests");
+	must(req->len && req->offset + req->len <= SOURCE_LEN, "asks beyond the source's end");
+	must((uintptr_t)req->buffer % FK_PAGE == 0, "the buffer is not aligned");
+	*r = (struct request){ req->id, req->offset, req->len, req->buffer };
+	m.nrequests++;
+	m.asked++;
+	trace("fetch %llx: page %llu, %llu bytes", (unsigned long long)req->id,
+	      (unsigned long long)(req->offset / FK_PAGE), (unsigned long long)req->len);
+	if (chance(15))
+		custom_answer(m.nrequests - 1);
+	else
+		meddle();
+}
+
+/* How many of the pages of a request a flag holds for. */
+static unsigned int count(const bool *flags, const struct request *r, unsigned int *n)
+{
+	unsigned int have = 0;
+
+	*n = (unsigned int)((r->len + FK_PAGE - 1) / FK_PAGE);
+	for (unsigned int i = 0; i < *n; i++)
+		have += flags[r->offset / FK_PAGE + i];
+	return have;
+}
+
+static int custom_result(const struct request *r)
+{
+	static const int errors[] = { -EIO, -ENOMEM, -EAGAIN, -ENOENT, -EINVAL, -ESRCH, -EEXIST };
+	unsigned int n, lost = count(m.lost, r, &n), empty = count(m.empty, r, &n);
+
+	if (!fk.calm && rnd(1000) < 10 * fk.flaky)
+		return errors[rnd(sizeof(errors) / sizeof(errors[0]))];
+	if (lost == n)
+		return LIBUFFD_FETCHED_POISON;
+	if (lost)
+		return -EIO;
+	return empty == n && chance(50) ? LIBUFFD_FETCHED_ZERO : LIBUFFD_FETCHED_BYTES;
+}
+
+static void custom_answer(unsigned int i)
+{
+	struct request r = m.request[i];
+	int result = custom_result(&r), ret;
+	unsigned int n;
+
+	m.request[i] = m.request[--m.nrequests];
+	m.completed++;
+	count(m.lost, &r, &n);
+	if (result < 0)
+		note_failed(CUSTOM, r.offset, r.len);
+	memset(r.buf, 0, (size_t)r.len);
+	for (unsigned int k = 0; k < n && result == LIBUFFD_FETCHED_BYTES; k++)
+		put_page(r.buf + k * FK_PAGE, want(CUSTOM, (unsigned int)(r.offset / FK_PAGE) + k),
+			 r.len - k * FK_PAGE);
+	if (m.s && result == LIBUFFD_FETCHED_BYTES && chance(5)) {
+		ret = libuffd_source_complete(m.source[CUSTOM], r.id, result, r.len + 1);
+		must(ret == -EMSGSIZE, "a wrong length gives %d", ret);
+	}
+	trace("fetch %llx gets %d", (unsigned long long)r.id, result);
+	ret = libuffd_source_complete(m.source[CUSTOM], r.id, result, r.len);
+	must(ret == (m.s ? 0 : -ESTALE), "completing gives %d", ret);
+	m.old_request = r.id;
+}
+
+/* ---- The law ------------------------------------------------------------------------------------------ */
+
+static struct region *region_of(const struct fk_page *p)
+{
+	return p->region ? &m.region[p->region - 1] : NULL;
+}
+
+static bool lawful(const struct fk_page *p, uint64_t t)
+{
+	struct region *r = region_of(p);
+	bool lost = r && r->source == CUSTOM && m.lost[p->from];
+
+	switch (p->law) {
+	case LAW_SOURCE:
+		return t == want(r->source, p->from) && !lost;
+	case LAW_EITHER:
+		return t == FK_ZERO || (t == want(r->source, p->from) && !lost);
+	case LAW_ZERO:
+	case LAW_UNSURE:
+	case LAW_PLAIN:
+		return t == FK_ZERO;
+	default:
+		return false;
+	}
+}
+
+/* A piece that grows has all up to the next one: what is there besides cannot be told from it. */
+static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
+{
+	const struct srv_space *sp = m.s->spaces;
+	const struct srv_seg *seg;
+
+	while (sp && sp->id != mm->space)
+		sp = sp->next;
+	seg = sp ? srv_map_before(&sp->map, fk_address(slot)) : NULL;
+	return seg && seg->grows;
+}
+
+static bool may_poison(const struct fk_mm *mm, const struct fk_page *p)
+{
+	struct region *r = region_of(p);
+
+	if (p->may_poison)
+		return true;
+	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
+		return m.failed[r->source][p->from] || (r->source == CUSTOM && m.lost[p->from]);
+	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && !mm->unknown_waits;
+}
+
+void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content content, uint64_t t,
+		 bool wp)
+{
+	const struct fk_page *p = &mm->page[slot];
+
+	must(mm->served && !mm->failed, "mm %u: installs though it is not served", mm->id);
+	if (content == FK_POISON) {
+		must(may_poison(mm, p), "mm %u: slot %u is poisoned, law %u", mm->id, slot, p->law);
+		return;
+	}
+	/* Zeros that there was no memory for may come after all, for a second message. */
+	must(!p->keep_poison || p->content != FK_POISON || (t == FK_ZERO && p->may_poison),
+	     "mm %u: poison of slot %u is taken back", mm->id, slot);
+	must(p->law != LAW_PLAIN && (lawful(p, t) || (p->law == LAW_UNKNOWN && t == FK_ZERO &&
+						      behind_growing(mm, slot))),
+	     "mm %u: slot %u gets %#llx, law %u, page %u of source %d", mm->id, slot,
+	     (unsigned long long)t, p->law, p->from, p->region ? (int)region_of(p)->source : -1);
+	must(wp || !p->must_ask, "mm %u: slot %u is installed unprotected", mm->id, slot);
+}
+
+void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
+{
+	const struct fk_page *p = &mm->page[slot];
+
+	if (p->content == FK_POISON)
+		return;
+	must(p->own || lawful(p, p->tag) || (p->law == LAW_UNKNOWN && p->tag == FK_ZERO),
+	     "mm %u: slot %u reads %#llx, law %u", mm->id, slot, (unsigned long long)p->tag,
+	     p->law);
+	must(!write || !p->must_ask || p->asked, "mm %u: slot %u is written unasked", mm->id, slot);
+}
+
+void law_zapped(const struct fk_mm *mm, struct fk_page *p)
+{
+	/* A writer who was let through before may find that out only now: asked stays. */
+	p->own = p->keep_poison = false;
+	if (!(mm->features & LIBUFFD_FEATURE_EVENT_REMOVE)) {
+		/* Of what was dropped unseen nothing is known when all is unregistered. */
+		if (p->law == LAW_SOURCE && region_of(p)->unregisters)
+			p->law = LAW_EITHER;
+		return;
+	}
+	p->may_poison = false;
+	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
+		p->law = LAW_ZERO;
+}
+
+/* What was there stays there, and nobody answers for the rest. */
+static void outlaw(struct fk_page *p)
+{
+	if (!p->vma || p->law == LAW_PLAIN)
+		return;
+	p->law = LAW_UNKNOWN;
+	p->own = p->content == FK_BYTES;
+	p->must_ask = false;
+}
+
+static void outlaw_mm(struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		outlaw(&mm->page[i]);
+	for (unsigned int i = 0; i < FK_MUTATORS; i++)
+		if (mm->mutator[i].state == FK_QUEUED && mm->mutator[i].child)
+			outlaw_mm(mm->mutator[i].child);
+}
+
+/* ---- What the program does -------------------------------------------------------------------------------- */
+
+static bool usable(const struct fk_mm *mm)
+{
+	return mm->born && !mm->dead && mm->served && !mm->failed;
+}
+
+static struct fk_mm *any_mm(void)
+{
+	unsigned int n = 0;
+	struct fk_mm *mm, *found = NULL;
+
+	for (mm = fk.mms; mm; mm = mm->next)
+		if (usable(mm) && rnd(++n) == 0)
+			found = mm;
+	return found;
+}
+
+static struct fk_mm *mm_of_space(uint64_t space)
+{
+	struct fk_mm *mm;
+
+	for (mm = fk.mms; mm && !(mm->served && mm->space == space); mm = mm->next)
+		;
+	return mm;
+}
+
+static void op_touch(void)
+{
+	struct fk_mm *mm = any_mm();
+	struct fk_thread *t;
+
+	if (!mm)
+		return;
+	t = &mm->thread[rnd(FK_THREADS)];
+	if (t->state != FK_RUNS)
+		return;
+	/* What is mapped, and most often what is not there yet. */
+	for (unsigned int tries = 0; tries < 8; tries++) {
+		t->slot = (chance(50) ? mm->last_slot + 1 : (unsigned int)rnd(FK_SLOTS)) % FK_SLOTS;
+		mm->last_slot = t->slot;
+		if (mm->page[t->slot].vma && (mm->page[t->slot].content == FK_ABSENT || chance(15)))
+			break;
+	}
+	t->write = chance(25);
+	if (mm->page[t->slot].vma)
+		fk_touch(mm, t);
+}
+
+static bool run_woken(unsigned int percent)
+{
+	bool any = false;
+
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		for (unsigned int i = 0; i < FK_THREADS; i++)
+			if (mm->thread[i].state == FK_WOKEN && chance(percent)) {
+				fk_touch(mm, &mm->thread[i]);
+				any = true;
+			}
+	return any;
+}
+
+static void op_signal(void)
+{
+	struct fk_mm *mm = any_mm();
+
+	if (mm)
+		fk_signal(mm, &mm->thread[rnd(FK_THREADS)]);
+}
+
+static bool run_mutators(unsigned int percent)
+{
+	bool any = false;
+
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		for (unsigned int i = 0; i < FK_MUTATORS; i++)
+			if (chance(percent))
+				any |= fk_run_mutator(mm, &mm->mutator[i]);
+	return any;
+}
+
+/* The mapping around a page, if no system call is about it. */
+static bool any_mapping(const struct fk_mm *mm, unsigned int *first, unsigned int *end)
+{
+	unsigned int i = (unsigned int)rnd(FK_SLOTS);
+
+	for (unsigned int n = 0; n < FK_SLOTS && !mm->page[i].vma; n++)
+		i = (i + 1) % FK_SLOTS;
+	if (!mm->page[i].vma)
+		return false;
+	for (*first = i; *first && mm->page[*first - 1].vma == mm->page[i].vma; --*first)
+		;
+	for (*end = i + 1; *end < FK_SLOTS && mm->page[*end].vma == mm->page[i].vma; ++*end)
+		;
+	return !fk_is_busy(mm, *first, *end - *first);
+}
+
+/* A mapping is no more what it was: what was added to it may be known or not. */
+static void unsure_tails(struct fk_mm *mm, uint32_t vma)
+{
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		if (mm->page[i].vma == vma && mm->page[i].tail && mm->page[i].law == LAW_ZERO)
+			mm->page[i].law = LAW_UNSURE;
+}
+
+static void cut(struct fk_mm *mm, unsigned int first, unsigned int end)
+{
+	uint32_t left = first ? mm->page[first - 1].vma : 0;
+	uint32_t right = end < FK_SLOTS ? mm->page[end].vma : 0;
+	bool across = right && right == mm->page[end - 1].vma;
+
+	if (left && left == mm->page[first].vma)
+		unsure_tails(mm, left);
+	if (!across)
+		return;
+	unsure_tails(mm, right);
+	mm->last_vma++;
+	for (unsigned int i = end; i < FK_SLOTS && mm->page[i].vma == right; i++)
+		mm->page[i].vma = mm->last_vma;
+}
+
+static void unmap(struct fk_mm *mm, unsigned int first, unsigned int end)
+{
+	cut(mm, first, end);
+	memset(&mm->page[first], 0, (end - first) * sizeof(mm->page[0]));
+}
+
+static void op_empty(void)
+{
+	struct fk_mm *mm = any_mm();
+	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
+	unsigned int first, end;
+
+	if (!mu || !any_mapping(mm, &first, &end))
+		return;
+	first += (unsigned int)rnd(end - first);
+	end = first + 1 + (unsigned int)rnd(end - first);
+	mu->first = first;
+	mu->end = end;
+	fk_mark_busy(mm, mu, first, end - first);
+	if (fk_registered(mm, first, end - first) && mm->features & LIBUFFD_FEATURE_EVENT_REMOVE) {
+		fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
+		for (unsigned int i = first; i < end; i++)
+			if (mm->page[i].law == LAW_SOURCE)
+				mm->page[i].law = LAW_EITHER;
+	}
+	trace("mm %u empties %u to %u", mm->id, first, end);
+	fk_mutate(mm, mu);
+}
+
+static void op_unmap(void)
+{
+	struct fk_mm *mm = any_mm();
+	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
+	unsigned int first = (unsigned int)rnd(FK_SLOTS), n = 1 + (unsigned int)rnd(8);
+	bool tells;
+
+	if (!mu)
+		return;
+	if (n > FK_SLOTS - first)
+		n = FK_SLOTS - first;
+	if (fk_is_busy(mm, first, n))
+		return;
+	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
+		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
+	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
+	tells = fk_registered(mm, first, n);
+	unmap(mm, first, first + n);
+	fk_mark_busy(mm, mu, first, n);
+	fk_mutate(mm, mu);
+	/* The server cannot know; what came there next it would take for what was there before. */
+	for (unsigned int i = first; i < first + n && tells && !mu->n; i++)
+		mm->page[i].busy = UINT8_MAX;
+}
+
+/* What page @i, right behind a mapping, becomes when that grows. */
+static void grow(struct fk_mm *mm, unsigned int i)
+{
+	const struct fk_page *last = &mm->page[i - 1];
+	struct region *r = region_of(last);
+	struct fk_page *p = &mm->page[i];
+	uint8_t busy = p->busy;
+
+	memset(p, 0, sizeof(*p));
+	p->busy = busy;
+	p->vma = last->vma;
+	p->missing = last->missing;
+	p->minds_wp = last->minds_wp;
+	p->tail = true;
+	p->region = last->region;
+	p->index = UINT16_MAX;
+	if (!last->missing)
+		p->law = LAW_PLAIN;
+	else if (last->tail || last->law == LAW_UNKNOWN)
+		p->law = last->law;
+	else if (r && r->grows)
+		p->law = last->index == r->n - 1 ? LAW_ZERO : LAW_UNSURE;
+	else
+		p->law = r ? LAW_UNKNOWN : LAW_UNSURE;
+}
+
+static void op_grow(void)
+{
+	struct fk_mm *mm = any_mm();
+	unsigned int first, end;
+
+	if (!mm || !any_mapping(mm, &first, &end))
+		return;
+	trace("mm %u grows %u to %u", mm->id, first, end);
+	for (unsigned int n = 1 + (unsigned int)rnd(3); n && end < FK_SLOTS; n--, end++) {
+		if (mm->page[end].vma || mm->page[end].busy)
+			return;
+		grow(mm, end);
+	}
+}
+
+/* A place for @n pages that nobody works at; -1 if none is found. */
+static int place(const struct fk_mm *mm, unsigned int n, unsigned int not_first,
+		 unsigned int not_end, bool empty)
+{
+	for (unsigned int tries = 0; tries < 20 && n <= FK_SLOTS; tries++) {
+		unsigned int at = (unsigned int)rnd(FK_SLOTS - n + 1);
+		bool ok = !fk_is_busy(mm, at, n) && (at + n <= not_first || at >= not_end);
+
+		for (unsigned int i = at; i < at + n && ok && empty; i++)
+			ok = !mm->page[i].vma;
+		if (ok)
+			return (int)at;
+	}
+	return -1;
+}
+
+/* mremap() in its forms: to a free or a taken place, longer, shorter, leaving the old mapping behind. */
+static void op_move(void)
+{
+	struct fk_mm *mm = any_mm();
+	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
+	unsigned int first, end, start, n, len, to, kept;
+	bool leaves = chance(15), tells;
+	struct fk_page moved[FK_SLOTS];
+	int at;
+
+	if (!mu || !(mm->features & LIBUFFD_FEATURE_EVENT_REMAP) || !any_mapping(mm, &first, &end))
+		return;
+	start = chance(60) ? first : first + (unsigned int)rnd(end - first);
+	n = start == first && chance(80) ? end - start : 1 + (unsigned int)rnd(end - start);
+	len = n;
+	if (!leaves && start + n == end && chance(20))
+		len = n + 1 + (unsigned int)rnd(3);
+	else if (!leaves && n > 1 && chance(15))
+		len = 1 + (unsigned int)rnd(n - 1);
+	at = place(mm, len, start, start + n, chance(70));
+	if (at < 0 || !mm->page[start].missing)
+		return;
+	to = (unsigned int)at;
+	kept = len < n ? len : n;
+	tells = mm->features & LIBUFFD_FEATURE_EVENT_UNMAP;
+	trace("mm %u moves %u to %u, to %u, length %u%s", mm->id, start, start + n, to, len,
+	      leaves ? ", leaves the old" : "");
+	if (fk_registered(mm, to, len) && tells)
+		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(to), fk_address(to + len), 0);
+	unmap(mm, to, to + len);
+	cut(mm, start, start + kept);
+	if (start > first || start + n < end)
+		unsure_tails(mm, mm->page[start].vma);
+	memcpy(moved, &mm->page[start], kept * sizeof(moved[0]));
+	mm->last_vma++;
+	for (unsigned int i = 0; i < kept; i++) {
+		struct fk_page *old = &mm->page[start + i], p = { 0 };
+
+		p.vma = old->vma;
+		p.missing = old->missing;
+		p.minds_wp = old->minds_wp;
+		p.law = LAW_ZERO;
+		*old = leaves && old->law != LAW_UNKNOWN ? p : *old;
+		if (leaves &&
+		    (moved[i].tail || moved[i].law == LAW_UNKNOWN || moved[i].law == LAW_UNSURE)) {
+			p.law = LAW_UNSURE;
+			*old = p;
+		}
+		mm->page[to + i] = moved[i];
+		mm->page[to + i].vma = mm->last_vma;
+	}
+	for (unsigned int i = kept; i < len; i++)
+		grow(mm, to + i);
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(start), fk_address(to), kept * FK_PAGE);
+	if (kept < n)
+		unmap(mm, start + kept, start + n);
+	if (kept < n && tells)
+		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(start + kept),
+			     fk_address(start + n), 0);
+	if (!leaves)
+		unmap(mm, start, start + kept);
+	if (!leaves && tells)
+		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(start), fk_address(start + kept),
+			     0);
+	fk_mark_busy(mm, mu, start, n);
+	fk_mark_busy(mm, mu, to, len);
+	m.moved = true;
+	fk_mutate(mm, mu);
+}
+
+/*
+ * A system call tells its events one by one. What it has not told when another thread forks the child's
+ * map lacks for ever: no server can help that.
+ */
+static bool may_fork(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++)
+		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].at + 1 < mm->mutator[i].n)
+			return false;
+	return true;
+}
+
+static void op_fork(void)
+{
+	struct fk_mm *mm = any_mm(), *child;
+	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
+	unsigned int n = 0;
+
+	for (child = fk.mms; child; child = child->next)
+		n++;
+	if (!mu || n >= MMS || !(mm->features & LIBUFFD_FEATURE_EVENT_FORK) || !may_fork(mm))
+		return;
+	child = fk_mm_new(mm->features);
+	memcpy(child->page, mm->page, sizeof(child->page));
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		child->page[i].busy = 0;
+	child->last_vma = mm->last_vma;
+	child->unknown_waits = mm->unknown_waits;
+	mu->child = child;
+	trace("mm %u forks mm %u", mm->id, child->id);
+	fk_add_event(mu, LIBUFFD_EVENT_FORK, 0, 0, 0);
+	fk_mutate(mm, mu);
+}
+
+/* ---- What the server's caller does --------------------------------------------------------------------------- */
+
+static bool forks(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++)
+		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].child)
+			return true;
+	return false;
+}
+
+static void set_law(struct fk_mm *mm, unsigned int first, unsigned int n, unsigned int r)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		struct fk_page *p = &mm->page[first + i];
+
+		p->law = LAW_SOURCE;
+		p->region = (uint8_t)(r + 1);
+		p->index = (uint16_t)i;
+		p->from = (uint16_t)(m.region[r].from + i);
+		p->tail = p->may_poison = p->keep_poison = false;
+		p->own = p->content == FK_BYTES;
+		p->must_ask = m.region[r].wp;
+		p->asked = p->content == FK_BYTES;
+	}
+}
+
+static int written(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len);
+
+/* Serve pages that are mapped. */
+static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, bool registers)
+{
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct region *r = &m.region[m.nregions];
+	int ret;
+
+	memset(r, 0, sizeof(*r));
+	r->source = (enum source)rnd(SOURCES);
+	r->n = n;
+	r->from = (unsigned int)rnd(chance(30) ? 2 : SOURCE_PAGES - n + 1);
+	if (chance(20))
+		r->from = SOURCE_PAGES - n;
+	r->wp = registers ? chance(25) : mm->page[first].minds_wp;
+	r->grows = chance(30);
+	r->unregisters = !r->grows && chance(10);
+	cfg.space = mm->space;
+	cfg.start = fk_address(first);
+	cfg.len = n * FK_PAGE;
+	cfg.offset = r->from * FK_PAGE;
+	cfg.source = m.source[r->source];
+	cfg.modes = LIBUFFD_MODE_MISSING | (r->wp ? LIBUFFD_MODE_WP : 0);
+	cfg.flags = (registers ? LIBUFFD_REGION_REGISTER : 0) | (r->wp ? LIBUFFD_REGION_WP : 0) |
+		    (r->grows ? LIBUFFD_REGION_GROWS : 0);
+	if (r->unregisters)
+		cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	cfg.written = chance(80) ? written : NULL;
+	cfg.on_error = chance(10) ? LIBUFFD_ON_ERROR_FAIL : LIBUFFD_ON_ERROR_POISON;
+	cfg.retries = (uint32_t)rnd(4);
+	cfg.retry_ns = 1 + rnd(2000000);
+	cfg.window = FK_PAGE << rnd(5);
+	cfg.ahead = chance(50) ? 0 : FK_PAGE << rnd(5);
+	ret = libuffd_server_add_region(m.s, &cfg, &r->id);
+	trace("mm %u: region %llu of %u to %u, source %d from %u: %d", mm->id,
+	      (unsigned long long)r->id, first, first + n, r->source, r->from, ret);
+	if (mm->dead && (ret == -ENOENT || ret == -ENOMEM || ret == -ESRCH))
+		return;
+	if (fk.no_memory && ret == -ENOMEM)
+		return;
+	must(ret == 0, "adding a region gives %d", ret);
+	set_law(mm, first, n, m.nregions++);
+	/* Nobody asks: every write goes through. */
+	for (unsigned int i = first; i < first + n && !cfg.written; i++)
+		mm->page[i].must_ask = false;
+}
+
+static void map_and_add(struct fk_mm *mm)
+{
+	unsigned int n = 1 + (unsigned int)rnd(16);
+	int at = place(mm, n, FK_SLOTS, 0, true);
+
+	if (at < 0 || m.nregions >= REGIONS)
+		return;
+	mm->last_vma++;
+	for (unsigned int i = 0; i < n; i++)
+		mm->page[(unsigned int)at + i].vma = mm->last_vma;
+	add_region(mm, (unsigned int)at, n, true);
+}
+
+/* Pages that are registered, and of no region. */
+static void cover(struct fk_mm *mm)
+{
+	unsigned int end;
+
+	for (unsigned int i = 0; i < FK_SLOTS; i = end) {
+		const struct fk_page *p = &mm->page[i];
+
+		for (end = i + 1;
+		     end < FK_SLOTS && mm->page[end].vma == p->vma && mm->page[end].law == p->law;)
+			end++;
+		if (p->vma && p->missing && p->law == LAW_UNKNOWN && m.nregions < REGIONS &&
+		    !fk_is_busy(mm, i, end - i) && chance(70))
+			add_region(mm, i, end - i, false);
+	}
+}
+
+static void op_add(void)
+{
+	struct fk_mm *mm = any_mm();
+
+	if (!mm || forks(mm))
+		return;
+	if (chance(70))
+		map_and_add(mm);
+	else
+		cover(mm);
+}
+
+static int any_region(void)
+{
+	unsigned int n = 0;
+	int found = -1;
+
+	for (unsigned int i = 0; i < m.nregions; i++)
+		if (!m.region[i].removed && rnd(++n) == 0)
+			found = (int)i;
+	return found;
+}
+
+static void op_remove(void)
+{
+	int r = any_region(), ret;
+
+	if (r < 0)
+		return;
+	m.region[r].removed = true;
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		for (unsigned int i = 0; i < FK_SLOTS; i++) {
+			struct fk_page *p = &mm->page[i];
+
+			if (p->region == r + 1)
+				outlaw(p);
+			/* What it left behind in a move that is not told yet. */
+			else if (p->law == LAW_ZERO && !p->region && (!mm->born || !fk_settled(mm)))
+				p->law = LAW_UNSURE;
+		}
+	trace("removes region %llu", (unsigned long long)m.region[r].id);
+	ret = libuffd_server_remove_region(m.s, m.region[r].id);
+	must(ret == 0, "removing a region gives %d", ret);
+}
+
+static void op_ahead(void)
+{
+	struct libuffd_fill_opts opts = LIBUFFD_FILL_OPTS_INIT;
+	int r = any_region(), ret;
+	uint64_t first;
+
+	if (r < 0)
+		return;
+	first = rnd(m.region[r].n);
+	opts.depth = (uint32_t)rnd(4);
+	opts.chunk = chance(50) ? 0 : FK_PAGE << rnd(5);
+	opts.rate = chance(50) ? 0 : 2000000 + rnd(100000000);
+	if (chance(60))
+		ret = libuffd_server_prefetch(m.s, m.region[r].id, first * FK_PAGE,
+					      (1 + rnd(m.region[r].n - first)) * FK_PAGE);
+	else
+		ret = libuffd_server_fill(m.s, m.region[r].id, &opts);
+	/* Its space may have gone. */
+	must(ret == 0 || ret == -ENOENT, "going ahead gives %d", ret);
+}
+
+/* ---- Spaces --------------------------------------------------------------------------------------------------- */
+
+static void attach(struct fk_mm *mm)
+{
+	struct libuffd_space_opts opts = LIBUFFD_SPACE_OPTS_INIT;
+	int ret;
+
+	opts.unknown = mm->unknown_waits ? LIBUFFD_ON_ERROR_FAIL : LIBUFFD_ON_ERROR_POISON;
+	if (mm->pidfd)
+		opts.pidfd = file; /* any will do */
+	ret = libuffd_server_attach(m.s, mm->u, &opts, &mm->space);
+	must(ret == 0, "attaching gives %d", ret);
+	trace("mm %u is space %llu", mm->id, (unsigned long long)mm->space);
+	mm->served = true;
+	mm->failed = false;
+	mm->readers++;
+}
+
+static void new_root(void)
+{
+	struct fk_mm *mm = fk_mm_new(m.features);
+
+	mm->root = mm->born = mm->owned = true;
+	mm->pidfd = chance(50);
+	mm->unknown_waits = chance(20);
+	fk_handle(mm, LIBUFFD_WAY_SYSCALL);
+	attach(mm);
+	for (unsigned int i = 1 + (unsigned int)rnd(4); i; i--)
+		map_and_add(mm);
+}
+
+/* Whoever waits must send his message again, or the next server never learns of him. */
+static void check_handed_back(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_THREADS; i++) {
+		const struct fk_thread *t = &mm->thread[i];
+		const struct fk_page *p = &mm->page[t->slot];
+
+		if (t->state == FK_WAITS && t->read && p->vma && p->region && !p->tail &&
+		    (p->law == LAW_SOURCE || p->law == LAW_ZERO || p->law == LAW_EITHER))
+			broken("mm %u: thread %u is forgotten at slot %u", mm->id, i, t->slot);
+	}
+}
+
+static void detach(struct fk_mm *mm)
+{
+	struct libuffd *u = NULL;
+	int ret;
+
+	trace("detaches mm %u", mm->id);
+	ret = libuffd_server_detach(m.s, mm->space, &u);
+	must(ret == 0 || (ret == -ENOENT && mm->dead), "detaching gives %d", ret);
+	must(ret || mm->owned || u == mm->u, "a child's userfaultfd is kept");
+	mm->owned |= u != NULL;
+	if (!mm->dead)
+		check_handed_back(mm);
+	mm->served = false;
+	outlaw_mm(mm);
+}
+
+static void op_detach(void)
+{
+	struct fk_mm *mm = any_mm();
+
+	if (!mm)
+		return;
+	detach(mm);
+	/* Nothing of it is used any more, whatever is still under way. */
+	if (m.depth_of_calls && chance(50)) {
+		fk_exit(mm);
+		libuffd_close(mm->u);
+	}
+}
+
+/* Put things right where a space has failed, or is nobody's. */
+static void op_care(void)
+{
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next) {
+		if (mm->dead || !mm->born)
+			continue;
+		if (mm->served && mm->failed && chance(50))
+			detach(mm);
+		else if (!mm->served && mm->owned && chance(50))
+			attach(mm);
+		else if (mm->served && !mm->failed && fk_settled(mm) && mm->readers > 1 &&
+			 chance(50))
+			cover(mm);
+	}
+}
+
+static void op_exit(void)
+{
+	struct fk_mm *mm = any_mm();
+
+	if (!mm || (mm->root && chance(80)))
+		return;
+	trace("mm %u exits", mm->id);
+	fk_exit(mm);
+}
+
+/* Those that have exited: what is the test's is closed as soon as that is allowed. */
+static void bury(bool all)
+{
+	struct fk_mm *next;
+
+	for (struct fk_mm *mm = fk.mms; mm; mm = next) {
+		next = mm->next;
+		if (!mm->dead)
+			continue;
+		if (mm->served && (all || chance(20)))
+			detach(mm);
+		if (!mm->served && mm->owned && mm->u && chance(50))
+			libuffd_close(mm->u);
+		if (mm->fd < 0)
+			fk_mm_free(mm);
+	}
+}
+
+static void op_root(void)
+{
+	struct fk_mm *mm;
+	unsigned int roots = 0, n = 0;
+
+	for (mm = fk.mms; mm; mm = mm->next, n++)
+		roots += mm->root && !mm->dead;
+	if (n < MMS && (!roots || (roots < 2 && chance(10))))
+		new_root();
+}
+
+/* ---- Callbacks -------------------------------------------------------------------------------------------------- */
+
+/* Every call may be made from a callback. */
+static void meddle(void)
+{
+	if (!m.meddles || fk.calm || m.depth_of_calls || !chance(4))
+		return;
+	m.depth_of_calls++;
+	switch (rnd(5)) {
+	case 0:
+		op_remove();
+		break;
+	case 1:
+		op_detach();
+		break;
+	case 2:
+		op_ahead();
+		break;
+	case 3:
+		op_add();
+		break;
+	default:
+		if (m.nrequests)
+			custom_answer((unsigned int)rnd(m.nrequests));
+		break;
+	}
+	m.depth_of_calls--;
+}
+
+static int written(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len)
+{
+	struct fk_mm *mm = mm_of_space(space);
+	int ret = 0;
+
+	(void)ctx;
+	(void)region;
+	must(mm && len == FK_PAGE && address % FK_PAGE == 0, "a write to nowhere");
+	if (m.nwriters < WRITERS && chance(30)) {
+		m.writer[m.nwriters].space = space;
+		m.writer[m.nwriters++].address = address;
+		ret = 1;
+	} else if (!fk.calm && rnd(2000) < fk.flaky) {
+		m.errors++;
+		ret = -EIO;
+	} else {
+		mm->page[fk_slot(address)].asked = true;
+	}
+	meddle();
+	return ret;
+}
+
+static void op_allow(void)
+{
+	unsigned int i;
+	struct fk_mm *mm;
+	int ret;
+
+	if (!m.nwriters)
+		return;
+	i = (unsigned int)rnd(m.nwriters);
+	mm = mm_of_space(m.writer[i].space);
+	if (mm)
+		mm->page[fk_slot(m.writer[i].address)].asked = true;
+	ret = libuffd_server_allow(m.s, m.writer[i].space, m.writer[i].address, FK_PAGE);
+	must(ret == 0 || ret == -ENOENT, "allowing gives %d", ret);
+	m.writer[i] = m.writer[--m.nwriters];
+}
+
+static void child_is_served(const struct libuffd_notice *n)
+{
+	struct srv_space *sp = m.s->spaces;
+	struct fk_mm *mm;
+
+	while (sp && sp->id != n->other)
+		sp = sp->next;
+	must(!n->error && sp, "a child is lost: %d", n->error);
+	mm = fk_mm_of(sp->u);
+	mm->space = n->other;
+	mm->served = true;
+	mm->readers = 1;
+	trace("mm %u is space %llu, a child", mm->id, (unsigned long long)mm->space);
+}
+
+static void notice(void *ctx, const struct libuffd_notice *n)
+{
+	struct fk_mm *mm = mm_of_space(n->space);
+
+	(void)ctx;
+	trace("notice %u of space %llu, error %d", n->type, (unsigned long long)n->space, n->error);
+	switch (n->type) {
+	case LIBUFFD_NOTICE_FORK:
+		child_is_served(n);
+		break;
+	case LIBUFFD_NOTICE_GONE:
+		must(mm && mm->dead, "space %llu is said to have gone",
+		     (unsigned long long)n->space);
+		mm->served = false;
+		break;
+	case LIBUFFD_NOTICE_FAILED:
+		must(mm && (m.errors || fk.memory_errors || !(m.features & LIBUFFD_FEATURE_POISON)),
+		     "space %llu has failed: %d", (unsigned long long)n->space, n->error);
+		mm->failed = true;
+		break;
+	case LIBUFFD_NOTICE_COMPLETE:
+		for (unsigned int i = 0; i < m.nregions; i++)
+			m.region[i].completed += m.region[i].id == n->region;
+		break;
+	case LIBUFFD_NOTICE_ERROR:
+		/* Without memory for a buffer the server has no bytes either. */
+		for (uint64_t at = 0; mm && fk.no_memory && at < n->len; at += FK_PAGE)
+			mm->page[fk_slot(n->address + at)].may_poison = true;
+		break;
+	case LIBUFFD_NOTICE_UNKNOWN:
+		break;
+	default:
+		broken("notice %u", n->type);
+	}
+	meddle();
+}
+
+/* ---- Turning ------------------------------------------------------------------------------------------------------ */
+
+static void turn(int64_t timeout)
+{
+	int ret = libuffd_server_step(m.s, timeout);
+
+	must(ret >= 0, "a step gives %d", ret);
+}
+
+/* For one turn there is no memory for fetches. */
+static void op_shortage(void)
+{
+	struct srv_loop *loop = &m.s->loops[0];
+	struct srv_fetch *spare = loop->spare, **at;
+
+	loop->spare = NULL;
+	fk.no_memory = true;
+	m.errors++; /* a child may not be served */
+	turn(0);
+	fk.no_memory = false;
+	for (at = &loop->spare; *at; at = &(*at)->next)
+		;
+	*at = spare;
+}
+
+/* Layouts stay unsettled for long: trying again must not cost more than the backoff allows. */
+static void op_freeze(void)
+{
+	uint64_t end, refused = fk.refused;
+	unsigned int turns = 0;
+	bool changing = false;
+
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		changing |= usable(mm) && mm->changing;
+	if (!changing)
+		return;
+	fk.calm = true;
+	end = fk.now + 200000000;
+	while (fk.now < end && turns++ < REST_TURNS) {
+		fk.blocks = false;
+		turn((int64_t)(end - fk.now));
+	}
+	fk.calm = false;
+	/* 200 ms at 5 ms each, a few more to get there, four calls a try, and what is new. */
+	must(turns < 3000, "%u turns in 200 ms", turns);
+	must(fk.refused - refused < MMS * 4 * 100, "%llu answers are refused in 200 ms",
+	     (unsigned long long)(fk.refused - refused));
+}
+
+/* ---- At rest --------------------------------------------------------------------------------------------------------- */
+
+static void check_threads(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_THREADS; i++) {
+		const struct fk_thread *t = &mm->thread[i];
+		const struct fk_page *p = &mm->page[t->slot];
+
+		if (t->state != FK_WAITS)
+			continue;
+		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && p->vma &&
+		    (mm->unknown_waits || !(mm->features & LIBUFFD_FEATURE_POISON) ||
+		     t->reader != mm->readers))
+			continue;
+		/* Nobody is told that it was unmapped. */
+		if (!p->vma && !(mm->features & LIBUFFD_FEATURE_EVENT_UNMAP) &&
+		    (mm->unknown_waits || !(mm->features & LIBUFFD_FEATURE_POISON) ||
+		     t->reader != mm->readers))
+			continue;
+		broken("mm %u: thread %u waits for ever at slot %u, law %u", mm->id, i, t->slot,
+		       p->vma ? p->law : 99);
+	}
+}
+
+static void check_page(const struct fk_mm *mm, const struct srv_space *sp, unsigned int i)
+{
+	const struct fk_page *p = &mm->page[i];
+	const struct region *r = region_of(p);
+	const struct srv_seg *seg = srv_map_find(&sp->map, fk_address(i));
+	bool told = mm->features & LIBUFFD_FEATURE_EVENT_REMOVE;
+	enum srv_state st;
+	uint64_t k;
+
+	if (!p->vma || !p->missing || !r || p->tail ||
+	    !(p->law == LAW_SOURCE || p->law == LAW_ZERO || p->law == LAW_EITHER))
+		return;
+	must(seg && seg->pages && seg->pages->region->id == r->id,
+	     "mm %u: slot %u is not known to be of region %llu", mm->id, i,
+	     (unsigned long long)r->id);
+	k = seg->first + (fk_address(i) - seg->start) / FK_PAGE;
+	must(k == p->index, "mm %u: slot %u is taken for page %llu, not %u", mm->id, i,
+	     (unsigned long long)k, p->index);
+	st = srv_pages_get(seg->pages, k);
+	must(st != SRV_PENDING, "mm %u: slot %u stays pending", mm->id, i);
+	if (!told || p->law == LAW_EITHER)
+		return;
+	must(p->law != LAW_ZERO || st == SRV_REMOVED, "mm %u: slot %u was removed, state %d",
+	     mm->id, i, st);
+	must(p->law != LAW_SOURCE || st == SRV_ABSENT || (st == SRV_PRESENT && p->content),
+	     "mm %u: slot %u has state %d, content %u", mm->id, i, st, p->content);
+}
+
+static void check_counts(const struct srv_space *sp)
+{
+	for (size_t i = 0; i < sp->map.n; i++) {
+		const struct srv_pages *p = sp->map.seg[i].pages;
+		uint64_t n[4] = { 0 };
+
+		for (uint64_t k = 0; p && k < p->n; k++)
+			n[srv_pages_get(p, k)]++;
+		must(!p || !memcmp(n, p->count, sizeof(n)), "pages are counted wrongly");
+		must(!n[SRV_PENDING], "%llu pages are pending, and nobody fetches them",
+		     (unsigned long long)n[SRV_PENDING]);
+		must(!p || n[SRV_ABSENT] || p->complete || atomic_load(&p->region->dead),
+		     "region %llu is complete in space %llu, and nobody was told",
+		     (unsigned long long)p->region->id, (unsigned long long)sp->id);
+	}
+}
+
+static void check_spaces(void)
+{
+	for (const struct srv_space *sp = m.s->spaces; sp; sp = sp->next) {
+		struct fk_mm *mm = fk_mm_of(sp->u);
+
+		if (atomic_load(&sp->dead) || !usable(mm))
+			continue;
+		check_counts(sp);
+		check_threads(mm);
+		for (unsigned int i = 0; i < FK_SLOTS; i++)
+			check_page(mm, sp, i);
+	}
+}
+
+static void check_stats(void)
+{
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+	uint64_t faults;
+	int ret = libuffd_server_stats(m.s, 0, &st);
+
+	must(ret == 0, "statistics give %d", ret);
+	must(!st.in_flight && !st.queued && !st.waiting && !atomic_load(&m.s->loops[0].live),
+	     "in flight %llu, queued %llu, waiting %llu, live %u", (unsigned long long)st.in_flight,
+	     (unsigned long long)st.queued, (unsigned long long)st.waiting,
+	     atomic_load(&m.s->loops[0].live));
+	must(st.pages_present <= st.pages && st.zeros <= st.installed, "more pages than there are");
+	must(st.bytes == st.installed * FK_PAGE, "%llu bytes in %llu pages",
+	     (unsigned long long)st.bytes, (unsigned long long)st.installed);
+	faults = st.faults_missing + st.faults_minor + st.faults_wp + st.faults_unknown;
+	must(faults <= fk.faults, "%llu faults of %llu", (unsigned long long)faults,
+	     (unsigned long long)fk.faults);
+}
+
+/* Nothing new happens, nothing fails: everything must come to an end. */
+static void rest(void)
+{
+	const struct srv_loop *loop = &m.s->loops[0];
+	bool busy = true;
+
+	fk.calm = true;
+	for (unsigned int n = 0; busy || !fk.blocks; n++) {
+		must(n < REST_TURNS,
+		     "does not come to rest: live %u, queued %u, put off %u, due %lld",
+		     atomic_load(&loop->live), atomic_load(&loop->queued),
+		     atomic_load(&loop->waiting), (long long)(srv_loop_due(loop) - fk.now));
+		busy = run_mutators(100);
+		busy |= run_woken(100);
+		busy |= m.nrequests || m.nwriters;
+		while (m.nrequests)
+			custom_answer((unsigned int)rnd(m.nrequests));
+		while (m.nwriters)
+			op_allow();
+		fk.blocks = false;
+		turn(-1);
+	}
+	check_spaces();
+	check_stats();
+	must(libuffd_server_drain(m.s, 0) == 0, "idle, but not drained");
+	fk.calm = false;
+}
+
+/* ---- A life ---------------------------------------------------------------------------------------------------------- */
+
+static void op_complete(void)
+{
+	if (m.nrequests)
+		custom_answer((unsigned int)rnd(m.nrequests));
+	if (m.old_request && chance(5))
+		must(libuffd_source_complete(m.source[CUSTOM], m.old_request, 0, 1) == -ESTALE,
+		     "a request is completed twice");
+}
+
+static void op_turn(void)
+{
+	turn(chance(60) ? 0 : chance(50) ? (int64_t)rnd(100000) : (int64_t)rnd(20000000));
+}
+
+static void op_wait(void)
+{
+	fk.now += rnd(2000000);
+}
+
+static void op_woken(void)
+{
+	run_woken(60);
+}
+
+static void op_mutators(void)
+{
+	run_mutators(40);
+}
+
+static void op_bury(void)
+{
+	bury(false);
+}
+
+static void op_drain(void)
+{
+	int ret = libuffd_server_drain(m.s, (int64_t)rnd(3000000));
+
+	must(ret == 0 || ret == -ETIMEDOUT, "draining gives %d", ret);
+}
+
+static const struct {
+	void (*run)(void);
+	unsigned int weight;
+} ops[] = {
+	{ op_turn, 300 },     { op_touch, 300 },  { op_woken, 150 }, { op_complete, 100 },
+	{ op_mutators, 150 }, { op_empty, 60 },	  { op_unmap, 20 },  { op_move, 40 },
+	{ op_grow, 6 },	      { op_fork, 8 },	  { op_signal, 20 }, { op_wait, 15 },
+	{ op_ahead, 12 },     { op_add, 30 },	  { op_remove, 4 },  { op_allow, 15 },
+	{ op_detach, 1 },     { op_care, 20 },	  { op_exit, 5 },    { op_bury, 20 },
+	{ op_root, 20 },      { op_shortage, 6 }, { op_freeze, 3 },  { op_drain, 2 },
+	{ rest, 3 },
+};
+
+static void one_step(void)
+{
+	unsigned int all = 0, at;
+
+	for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++)
+		all += ops[i].weight;
+	at = (unsigned int)rnd(all);
+	for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
+		if (at < ops[i].weight) {
+			ops[i].run();
+			return;
+		}
+		at -= ops[i].weight;
+	}
+}
+
+static void begin_life(uint64_t events)
+{
+	struct libuffd_server_opts opts = LIBUFFD_SERVER_OPTS_INIT;
+
+	fk_reset();
+	memset(&m, 0, sizeof(m));
+	state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+	for (unsigned int i = 0; i < 10; i++)
+		rnd(2);
+	fk.now = 1000000000;
+	fk.flaky = chance(50) ? 0 : (unsigned int)rnd(10);
+	m.meddles = chance(50);
+	m.features = events | LIBUFFD_FEATURE_PAGEFAULT_FLAG_WP;
+	if (chance(80))
+		m.features |= LIBUFFD_FEATURE_POISON;
+	if (chance(50))
+		m.features |= LIBUFFD_FEATURE_EXACT_ADDRESS;
+	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
+		m.lost[i] = fk.flaky && chance(5);
+		m.empty[i] = !m.lost[i] && chance(15);
+	}
+	/* The last page has an end to look at. */
+	m.empty[SOURCE_PAGES - 1] = false;
+	libuffd_source_memory(memory, SOURCE_LEN, &m.source[MEMORY]);
+	libuffd_source_custom(custom_fetch, NULL, SOURCE_LEN, &m.source[CUSTOM]);
+	libuffd_source_file(file, &m.source[FILES]);
+	libuffd_source_chain((struct libuffd_source *[]){ m.source[FILES], m.source[MEMORY] }, 2,
+			     &m.source[CHAIN]);
+	libuffd_source_zero(&m.source[ZEROS]);
+	opts.depth = 1 + (uint32_t)rnd(chance(50) ? 4 : 32);
+	opts.notice = notice;
+	must(libuffd_server_new(&opts, &m.s) == 0, "no server");
+	new_root();
+}
+
+static void end_life(bool at_rest)
+{
+	struct libuffd_server *s = m.s;
+
+	/* Children that the server has are closed with it: they read zeros from now on. */
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		mm->dead = true;
+	m.s = NULL;
+	libuffd_server_free(s);
+	must(!at_rest || !m.nrequests, "requests are left");
+	/* Too late, but their buffers are there until then. */
+	while (m.nrequests)
+		custom_answer(0);
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		if (mm->u && mm->owned)
+			libuffd_close(mm->u);
+	must(fk.opened == fk.closed, "%llu userfaultfds were opened, %llu closed",
+	     (unsigned long long)fk.opened, (unsigned long long)fk.closed);
+	for (unsigned int i = 0; i < SOURCES; i++)
+		libuffd_source_unref(m.source[i]);
+	fk_reset();
+}
+
+static void count_life(void)
+{
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+
+	libuffd_server_stats(m.s, 0, &st);
+	total.steps += steps;
+	total.faults += fk.faults;
+	total.installed += st.installed;
+	total.fetches += st.fetches;
+	total.events += fk.events;
+	total.children += st.forks;
+}
+
+static void live(uint64_t events)
+{
+	bool at_rest;
+
+	begin_life(events);
+	for (step = 0; step < steps; step++)
+		one_step();
+	count_life();
+	at_rest = chance(50);
+	if (at_rest)
+		rest();
+	end_life(at_rest);
+}
+
+static void lives(uint64_t events, const char *name)
+{
+	life = name;
+	for (seed = first_seed; seed < first_seed + seeds; seed++)
+		live(events);
+}
+
+#define EVENTS                                                                                     \
+	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
+	 LIBUFFD_FEATURE_EVENT_UNMAP)
+
+static void no_page_is_stale_and_nobody_waits_whatever_the_layout_does(void **unused)
+{
+	(void)unused;
+	lives(EVENTS, "whatever");
+}
+
+/* As virtual machines with a balloon have it. */
+static void no_page_is_stale_and_nobody_waits_with_remove_events_alone(void **unused)
+{
+	(void)unused;
+	lives(LIBUFFD_FEATURE_EVENT_REMOVE, "alone");
+}
+
+static void no_page_is_lost_and_nobody_waits_without_events(void **unused)
+{
+	(void)unused;
+	lives(0, "without");
+}
+
+static unsigned int number(const char *text)
+{
+	return (unsigned int)strtoul(text, NULL, 0);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
+		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
+		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
+	};
+	int ret;
+
+	first_seed = argc > 1 ? number(argv[1]) : first_seed;
+	seeds = argc > 2 ? number(argv[2]) : seeds;
+	steps = argc > 3 ? number(argv[3]) : steps;
+	if (argc > 4)
+		cmocka_set_test_filter(argv[4]);
+	tracing = getenv("UFFD_MODEL_TRACE");
+	make_bytes();
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	fprintf(stderr, "# seeds %u to %u, %u steps each\n", first_seed, first_seed + seeds - 1,
+		steps);
+	ret = cmocka_run_group_tests(tests, NULL, NULL);
+	fprintf(stderr,
+		"# %llu steps: %llu faults, %llu events, %llu children, %llu fetches, %llu pages\n",
+		(unsigned long long)total.steps, (unsigned long long)total.faults,
+		(unsigned long long)total.events, (unsigned long long)total.children,
+		(unsigned long long)total.fetches, (unsigned long long)total.installed);
+	return ret;
+}
