@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The examples: the demo lazy-file, and first. Arguments: uffd-info, helper, lazy-file, first."""
+"""The examples. Arguments: uffd-info, helper, lazy-file, first, lazy-restore, epoll-server."""
 
 import fcntl
+import json
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import tempfile
 import common
 from common import Skip, check, equal, read, run
 
-INFO, WITHOUT, LAZY, FIRST = [os.path.abspath(a) for a in sys.argv[1:5]]
+INFO, WITHOUT, LAZY, FIRST, RESTORE, EPOLL = [os.path.abspath(a) for a in sys.argv[1:7]]
 PAGE = os.sysconf("SC_PAGESIZE")
 MIB = 1 << 20
 
@@ -371,7 +372,66 @@ def first_reads_what_its_handler_made():
                                  for i in range(4)))
 
 
+# ---- The server's -------------------------------------------------------------------------------
+
+
+def restore(path, *args):
+    result = run([RESTORE, "--json", *args, path])
+    equal(result.returncode, 0, result.stderr)
+    return json.loads(result.stdout)
+
+
+def lazy_restore_brings_every_byte_in_four_ways():
+    needs_userfaultfd()
+    size = 8 * MIB + 1
+    path = make_file("restored", size)
+    for engine in ("auto", "poll"):
+        told = restore(path, "--engine", engine, "--touch", "40", "--window", "16")
+        check(engine in ("auto", told["engine"]), told)
+        equal(told["bytes"], size)
+        equal([way["way"] for way in told["ways"]], ["mmap", "faults", "fill", "replay"])
+        check(all(way["equal"] for way in told["ways"]), told)
+        ways = {way["way"]: way for way in told["ways"]}
+        check(ways["faults"]["faults"] > 0, told)
+        # Whole pages of all of the file, and of what was touched the first time.
+        page = os.sysconf("SC_PAGESIZE")
+        equal(ways["fill"]["supplied"], (size + page - 1) // page * page)
+        equal(ways["replay"]["supplied"], ways["faults"]["supplied"])
+
+
+def lazy_restore_prints_a_table():
+    needs_userfaultfd()
+    result = run([RESTORE, "--threads", "1", "--touch", "100", make_file("table", 3 * MIB)])
+    equal((result.returncode, result.stderr), (0, ""))
+    equal(re.findall(r"^(mmap|faults|fill|replay) .* equal$", result.stdout, re.MULTILINE),
+          ["mmap", "faults", "fill", "replay"])
+
+
+def lazy_restore_refuses_what_it_cannot_do():
+    for args in (["--threads", "0", "x"], ["--touch", "101", "x"], ["--window", "3", "x"],
+                 ["--engine", "steam", "x"], ["--seed", "-1", "x"], [], ["x", "y"], ["--what", "x"]):
+        result = run([RESTORE, *args])
+        equal(result.returncode, 2, args)
+        check("lazy-restore" in result.stderr and not result.stdout, result)
+    for path in (os.path.join(scratch, "nothing-there"), scratch, make_file("nothing-in-it", 0)):
+        result = run([RESTORE, path])
+        equal((result.returncode, result.stdout), (1, ""), path)
+        check(path in result.stderr, result.stderr)
+    check("--engine" in run([RESTORE, "--help"]).stdout)
+
+
+def epoll_server_serves_in_a_loop_of_its_own():
+    needs_userfaultfd()
+    result = run([EPOLL])
+    equal(result.returncode, 0, result.stderr)
+    check(re.fullmatch(r"\d+ faults, 0 wrong pages\n", result.stdout), result.stdout)
+
+
 TESTS = [
+    lazy_restore_brings_every_byte_in_four_ways,
+    lazy_restore_prints_a_table,
+    lazy_restore_refuses_what_it_cannot_do,
+    epoll_server_serves_in_a_loop_of_its_own,
     one_byte,
     exactly_one_page,
     one_page_and_one_byte,
