@@ -195,18 +195,27 @@ static bool is_forgotten(const struct srv_fetch *f)
 	return f->pages && atomic_load_explicit(&f->pages->region->dead, memory_order_acquire);
 }
 
-/* Those of [first, first + n) that the fetch still has in hand are to be had from the source again. */
-static void give_up_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
+/*
+ * Those of [first, first + n) that the fetch still has in hand become this. What the program removed meanwhile
+ * stays so. Under the lock.
+ */
+static void settle_pages(struct srv_fetch *f, uint64_t first, uint64_t n, enum srv_state to)
 {
 	while (n) {
 		enum srv_state state;
 		uint64_t run = srv_pages_run(f->pages, first, n, &state);
 
 		if (state == SRV_PENDING)
-			srv_pages_set(f->pages, first, run, SRV_ABSENT);
+			srv_pages_set(f->pages, first, run, to);
 		first += run;
 		n -= run;
 	}
+}
+
+/* They are to be had from the source again. */
+static void give_up_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	settle_pages(f, first, n, SRV_ABSENT);
 }
 
 /*
@@ -413,22 +422,6 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	if (ret < 0)
 		*present = 0;
 	return ret;
-}
-
-/* Pages [at, at + n) of the fetch are there, unless the program removed them meanwhile. */
-static void mark_present(struct srv_fetch *f, uint64_t at, uint64_t n)
-{
-	uint64_t first = f->first + at;
-
-	while (n) {
-		enum srv_state state;
-		uint64_t run = srv_pages_run(f->pages, first, n, &state);
-
-		if (state == SRV_PENDING)
-			srv_pages_set(f->pages, first, run, SRV_PRESENT);
-		first += run;
-		n -= run;
-	}
 }
 
 static void count_answer(struct srv_fetch *f, uint64_t pages, uint64_t present)
@@ -647,7 +640,7 @@ static int install_run(struct srv_fetch *f)
 	n = done >> f->page_shift;
 	if (n) {
 		space_lock(f);
-		mark_present(f, f->pos, n);
+		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
 		f->looked = f->pos + n == f->n;
 		if (f->looked)
 			f->complete = becomes_complete(f->pages);
