@@ -337,8 +337,11 @@ static void run_way(struct restore *r, enum way way)
 	for (unsigned int i = 0; i < r->opts.threads; i++)
 		pthread_join(thread[i], NULL);
 	res->stats = (struct libuffd_stats)LIBUFFD_STATS_INIT;
-	if (way != MMAP)
+	if (way != MMAP) {
+		/* Whoever waited goes on before it is counted that he does. */
+		must(libuffd_server_drain(r->server, -1), "drain");
 		libuffd_server_stats(r->server, r->region, &res->stats);
+	}
 	if (way == FAULTS)
 		must(libuffd_server_record_end(r->server, r->record), "record");
 	res->equal = compare(r);
