@@ -32,10 +32,6 @@ struct slot {
 	uint32_t next_free;
 };
 
-struct ios {
-	struct srv_io *first, **end;
-};
-
 struct srv_engine {
 	int epoll, kick, came, timer;
 	bool no_pwait2;
@@ -45,7 +41,7 @@ struct srv_engine {
 
 	pthread_mutex_t lock;
 	pthread_cond_t work;
-	struct ios jobs, done; /* under the lock, as are these */
+	struct srv_ios jobs, done; /* under the lock, as are these */
 	uint32_t njobs, idle;
 	bool stop;
 
@@ -54,25 +50,6 @@ struct srv_engine {
 };
 
 /* ---- Reads of files ------------------------------------------------------------------------------ */
-
-static void push(struct ios *l, struct srv_io *io)
-{
-	io->next = NULL;
-	*l->end = io;
-	l->end = &io->next;
-}
-
-static struct srv_io *pop(struct ios *l)
-{
-	struct srv_io *io = l->first;
-
-	if (io) {
-		l->first = io->next;
-		if (!l->first)
-			l->end = &l->first;
-	}
-	return io;
-}
 
 static void perform(struct srv_io *io)
 {
@@ -90,7 +67,7 @@ static void finish(struct srv_engine *e, struct srv_io *io)
 	static const uint64_t one = 1;
 	bool first = !e->done.first;
 
-	push(&e->done, io);
+	srv_ios_push(&e->done, io);
 	if (first && write(e->came, &one, sizeof(one)) < 0)
 		return; /* full, and so readable */
 }
@@ -104,7 +81,7 @@ static void *worker(void *arg)
 	pthread_setname_np(pthread_self(), "uffd-io");
 	pthread_mutex_lock(&e->lock);
 	while (!e->stop) {
-		io = pop(&e->jobs);
+		io = srv_ios_pop(&e->jobs);
 		if (!io) {
 			e->idle++;
 			pthread_cond_wait(&e->work, &e->lock);
@@ -143,7 +120,7 @@ static void poll_read(struct srv_engine *e, struct srv_io *io)
 	bool short_of_hands;
 
 	pthread_mutex_lock(&e->lock);
-	push(&e->jobs, io);
+	srv_ios_push(&e->jobs, io);
 	e->njobs++;
 	short_of_hands = e->njobs > e->idle;
 	pthread_cond_signal(&e->work);
@@ -153,7 +130,7 @@ static void poll_read(struct srv_engine *e, struct srv_io *io)
 	/* No thread is to be had, and nobody would ever do it: slowly is better than not at all. */
 	perform(io);
 	pthread_mutex_lock(&e->lock);
-	pop(&e->jobs);
+	srv_ios_pop(&e->jobs);
 	e->njobs--;
 	finish(e, io);
 	pthread_mutex_unlock(&e->lock);

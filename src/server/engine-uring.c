@@ -74,10 +74,6 @@ struct watches {
 	struct srv_watch *first, **end;
 };
 
-struct ios {
-	struct srv_io *first, **end;
-};
-
 struct srv_engine {
 	struct io_uring ring;
 	bool defer;
@@ -95,7 +91,7 @@ struct srv_engine {
 	struct srv_io **flying; /* by index */
 	uint32_t *free_io;
 	uint32_t depth, nfree;
-	struct ios queued, done;
+	struct srv_ios queued, done;
 
 	struct srv_watch kick, timer;
 	uint64_t count; /* what these read, of no interest */
@@ -154,25 +150,6 @@ static void watch_drop(struct watches *l, const struct srv_watch *w)
 	*p = w->next;
 	if (!*p)
 		l->end = p;
-}
-
-static void io_push(struct ios *l, struct srv_io *io)
-{
-	io->next = NULL;
-	*l->end = io;
-	l->end = &io->next;
-}
-
-static struct srv_io *io_pop(struct ios *l)
-{
-	struct srv_io *io = l->first;
-
-	if (io) {
-		l->first = io->next;
-		if (!l->first)
-			l->end = &l->first;
-	}
-	return io;
 }
 
 /* Reaped, but not called back yet. */
@@ -253,7 +230,7 @@ static bool begin(struct srv_engine *e, struct srv_io *io)
 static void hand_over(struct srv_engine *e, bool may_read)
 {
 	while (e->queued.first && e->nfree && begin(e, e->queued.first))
-		io_pop(&e->queued);
+		srv_ios_pop(&e->queued);
 	while (e->idle.first && arm(e, e->idle.first->index, may_read))
 		watch_pop(&e->idle);
 }
@@ -363,7 +340,7 @@ static void io_came(struct srv_engine *e, uint32_t i, int res)
 	e->flying[i] = NULL;
 	e->free_io[e->nfree++] = i;
 	io->res = res == -RESTARTSYS ? -EINTR : res;
-	io_push(again ? &e->queued : &e->done, io);
+	srv_ios_push(again ? &e->queued : &e->done, io);
 }
 
 static void came(struct srv_engine *e, uint64_t data, int res)
@@ -451,7 +428,7 @@ static int call_back(struct srv_engine *e)
 		} else if ((w = watch_pop(&e->readable))) {
 			tell_readable(e, w);
 			n++;
-		} else if ((io = io_pop(&e->done))) {
+		} else if ((io = srv_ios_pop(&e->done))) {
 			io->done(io);
 			n++;
 		} else {
@@ -618,7 +595,7 @@ static int uring_unwatch(struct srv_engine *e, struct srv_watch *w)
 static void uring_read(struct srv_engine *e, struct srv_io *io)
 {
 	io->res = 0;
-	io_push(&e->queued, io);
+	srv_ios_push(&e->queued, io);
 }
 
 /* ---- From outside ------------------------------------------------------------------------------- */

@@ -52,6 +52,30 @@ struct srv_io {
 	struct srv_io *next;
 };
 
+/* Reads in the order in which they came, linked by what is the engine's own. */
+struct srv_ios {
+	struct srv_io *first, **end;
+};
+
+static inline void srv_ios_push(struct srv_ios *l, struct srv_io *io)
+{
+	io->next = NULL;
+	*l->end = io;
+	l->end = &io->next;
+}
+
+static inline struct srv_io *srv_ios_pop(struct srv_ios *l)
+{
+	struct srv_io *io = l->first;
+
+	if (io) {
+		l->first = io->next;
+		if (!l->first)
+			l->end = &l->first;
+	}
+	return io;
+}
+
 struct srv_engine;
 
 struct srv_engine_opts {

@@ -2,7 +2,6 @@
 /* Sources laid over each other: a page comes from the first that has it. */
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "srv.h"
 
@@ -21,9 +20,7 @@ struct chain {
 static int layer_plan(struct libuffd_source *layer, uint64_t offset, uint64_t len,
 		      struct srv_extent *out)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	uint64_t end = layer->len > UINT64_MAX - page ? UINT64_MAX
-						      : (layer->len + page - 1) & ~(page - 1);
+	uint64_t end = srv_source_end(layer);
 	uint64_t most = offset >= end ? 0 : end - offset;
 	int err;
 

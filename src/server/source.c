@@ -35,8 +35,7 @@ int srv_source_plan(struct libuffd_source *src, uint64_t offset, uint64_t len,
 		    struct srv_extent *out)
 {
 	uint64_t page = src->page;
-	uint64_t end = src->len > UINT64_MAX - page ? UINT64_MAX
-						    : (src->len + page - 1) & ~(page - 1);
+	uint64_t end = srv_source_end(src);
 	uint64_t whole;
 	int err;
 

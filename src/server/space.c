@@ -659,10 +659,13 @@ static void port_mute(struct srv_port *port)
 {
 	struct srv_loop *loop = port->loop;
 
-	loop->ops->unwatch(loop->engine, &port->watch);
+	int bytes = loop->ops->unwatch(loop->engine, &port->watch);
+
 	port->watching = false;
 	port->muted = srv_now() + MUTE_PAUSE;
 	loop->lost++;
+	if (bytes > 0)
+		port_messages(&port->watch, bytes);
 }
 
 void srv_port_unmute(struct srv_port *port)
