@@ -34,6 +34,10 @@
 /* Slots of the engine's own. */
 enum { KICK, ALARM, SLOTS_OWN };
 
+/* Kinds of rings. */
+#define PLAIN (IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP)
+#define DEFERRING (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN)
+
 #define SETTLE_NS (10 * 1000000)
 #define RESTARTSYS 512 /* not for user space, but 6.18 lets it through */
 
@@ -80,6 +84,7 @@ struct srv_engine {
 	bool disabled; /* until bound */
 	bool bound;
 	bool kicked;
+	bool moving; /* to another ring: a read that is cancelled is begun anew */
 	pthread_t owner;
 
 	struct slot *slots;
@@ -336,11 +341,13 @@ static void io_came(struct srv_engine *e, uint32_t i, int res)
 {
 	struct srv_io *io = e->flying[i];
 	bool again = !io->res && (res == -EAGAIN || res == -EINTR || res == -RESTARTSYS);
+	bool moved = e->moving && res == -ECANCELED;
 
 	e->flying[i] = NULL;
 	e->free_io[e->nfree++] = i;
-	io->res = res == -RESTARTSYS ? -EINTR : res;
-	srv_ios_push(again ? &e->queued : &e->done, io);
+	if (!moved)
+		io->res = res == -RESTARTSYS ? -EINTR : res;
+	srv_ios_push(again || moved ? &e->queued : &e->done, io);
 }
 
 static void came(struct srv_engine *e, uint64_t data, int res)
@@ -598,96 +605,34 @@ static void uring_read(struct srv_engine *e, struct srv_io *io)
 	srv_ios_push(&e->queued, io);
 }
 
-/* ---- From outside ------------------------------------------------------------------------------- */
-
-static int uring_fd(struct srv_engine *e)
-{
-	return e->defer ? e->ready : e->ring.ring_fd;
-}
-
-/*
- * Who sleeps in poll(2) on a ring that defers is not woken by deferred work, only who comes to it later
- * sees that. An eventfd of the ring is written to, once for each time that there begins to be some; so it
- * is what others wait for. It is muted while turn() runs.
- */
-static void from_outside(struct srv_engine *e)
-{
-	struct pollfd p = { .fd = e->ring.ring_fd, .events = POLLIN };
-
-	if (!atomic_load_explicit(&e->outside, memory_order_relaxed)) {
-		e->signals = !io_uring_register_eventfd(&e->ring, e->ready);
-		atomic_store(&e->outside, true);
-	}
-	io_uring_cq_eventfd_toggle(&e->ring, true);
-	submit(e);
-	/* Work that is left over gives no other sign. Without memory for signs: round and round. */
-	if (!e->signals || kept(e) || poll(&p, 1, 0) > 0)
-		notify(e->ready);
-}
-
-static void uring_alarm(struct srv_engine *e, uint64_t at_ns)
-{
-	struct itimerspec at = { 0 };
-	struct io_uring_sqe *sqe;
-
-	clear_alarm(e);
-	if (at_ns != UINT64_MAX) {
-		/* Zero would mean never. */
-		at_ns = at_ns ? at_ns : 1;
-		at.it_value.tv_sec = (time_t)(at_ns / 1000000000);
-		at.it_value.tv_nsec = (long)(at_ns % 1000000000);
-		e->alarmed = !timerfd_settime(e->timer.fd, TFD_TIMER_ABSTIME, &at, NULL);
-	}
-	hand_over(e, false);
-	if (e->defer) {
-		from_outside(e);
-		return;
-	}
-	/* What unwatch() reaped does not make the ring readable any more. */
-	if (kept(e) && (sqe = get_sqe(e))) {
-		io_uring_prep_nop(sqe);
-		io_uring_sqe_set_data64(sqe, TAG_NONE);
-	}
-	submit(e);
-}
-
-static void uring_kick(struct srv_engine *e)
-{
-	int saved = errno;
-
-	notify(e->kick.fd);
-	/* The ring would pass it on, but late: the kernel puts off an eventfd that another set off. */
-	if (atomic_load_explicit(&e->outside, memory_order_relaxed))
-		notify(e->ready);
-	errno = saved;
-}
-
 /* ---- Life ---------------------------------------------------------------------------------------- */
+
+static int new_ring(const struct srv_engine *e, unsigned int flags, struct io_uring *out)
+{
+	/* Not too large: up to 5.11 rings count as locked memory. */
+	unsigned int entries = e->depth < 48 ? 64 : 128;
+	struct io_uring_params p = { .flags = flags };
+
+	if (flags & IORING_SETUP_CQSIZE)
+		p.cq_entries = 2 * e->depth + 512;
+	return io_uring_queue_init_params(entries, out, &p);
+}
 
 static int set_up_ring(struct srv_engine *e)
 {
 	static const unsigned int tries[] = {
-		IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED |
-			IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER |
-			IORING_SETUP_DEFER_TASKRUN,
-		IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+		PLAIN | DEFERRING | IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL,
+		PLAIN,
 		0,
 	};
-	unsigned int entries = e->depth < 48 ? 64 : 128;
-	struct io_uring_params p;
 	int err = -EINVAL;
 
-	/* Not too large: up to 5.11 rings count as locked memory. */
-	for (size_t i = 0; i < sizeof(tries) / sizeof(tries[0]) && err == -EINVAL; i++) {
-		memset(&p, 0, sizeof(p));
-		p.flags = tries[i];
-		p.cq_entries = tries[i] ? 2 * e->depth + 512 : 0;
-		err = io_uring_queue_init_params(entries, &e->ring, &p);
-	}
+	for (size_t i = 0; i < sizeof(tries) / sizeof(tries[0]) && err == -EINVAL; i++)
+		err = new_ring(e, tries[i], &e->ring);
 	if (err)
 		return err;
-	e->disabled = p.flags & IORING_SETUP_R_DISABLED;
-	e->defer = p.flags & IORING_SETUP_DEFER_TASKRUN;
+	e->disabled = e->ring.flags & IORING_SETUP_R_DISABLED;
+	e->defer = e->ring.flags & IORING_SETUP_DEFER_TASKRUN;
 	return 0;
 }
 
@@ -714,15 +659,18 @@ static int probe(struct srv_engine *e)
  * One end of a pipe, whose other end nobody has but the ring: when the ring and all its requests are no
  * more, a reader sees the end of the file. Closing a ring does not wait for that.
  */
-static int leash(struct srv_engine *e)
+static int leash(struct io_uring *ring, int *out)
 {
 	int fd[2], err;
 
 	if (pipe2(fd, O_CLOEXEC))
 		return -errno;
-	e->leash = fd[0];
-	err = io_uring_register_files(&e->ring, &fd[1], 1);
+	err = io_uring_register_files(ring, &fd[1], 1);
 	close(fd[1]);
+	if (err)
+		close(fd[0]);
+	else
+		*out = fd[0];
 	return err;
 }
 
@@ -770,7 +718,7 @@ static int prepare(struct srv_engine *e)
 	if (e->defer && e->ready < 0)
 		return -errno;
 	e->kick.msgs = e->timer.msgs = &e->count;
-	err = leash(e);
+	err = leash(&e->ring, &e->leash);
 	if (err)
 		return err;
 	/* The first two, so in slots KICK and ALARM; there are slots from the beginning. */
@@ -897,6 +845,172 @@ static void uring_destroy(struct srv_engine *e)
 	if (flying)
 		wait_for_end(e);
 	free_engine(e);
+}
+
+/* ---- From outside ------------------------------------------------------------------------------- */
+
+static int uring_fd(struct srv_engine *e)
+{
+	return e->ready >= 0 ? e->ready : e->ring.ring_fd;
+}
+
+/* One deferred completion, and whether the eventfd @ready was set off by it: 1, 0 or -errno. */
+static int rehearse(struct io_uring *ring, int ready, const int end[2])
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
+	struct io_uring_cqe *cqe;
+	int told, err;
+	char c = 0;
+
+	if (!sqe)
+		return -EBUSY;
+	io_uring_prep_poll_add(sqe, end[0], POLLIN);
+	err = io_uring_submit(ring);
+	if (err < 0)
+		return err;
+	if (write(end[1], &c, 1) < 0)
+		return -errno;
+	told = clear(ready);
+	err = io_uring_wait_cqe(ring, &cqe);
+	if (err)
+		return err;
+	io_uring_cqe_seen(ring, cqe);
+	clear(ready);
+	return read(end[0], &c, 1) < 0 ? -errno : told;
+}
+
+/*
+ * Whether the kernel sets off a ring's eventfd each time that there begins to be deferred work. 6.12.118 does
+ * it the first time, and never again. Tried on a ring of its own; without what that needs, it is not known.
+ */
+static bool deferred_work_is_told(void)
+{
+	struct io_uring_params p = { .flags = DEFERRING };
+	int ready, end[2], told = 0;
+	struct io_uring ring;
+
+	ready = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (ready < 0)
+		return false;
+	if (pipe2(end, O_CLOEXEC))
+		goto no_pipe;
+	if (io_uring_queue_init_params(2, &ring, &p))
+		goto no_ring;
+	if (!io_uring_register_eventfd(&ring, ready) && rehearse(&ring, ready, end) == 1)
+		told = rehearse(&ring, ready, end);
+	io_uring_queue_exit(&ring);
+no_ring:
+	close(end[0]);
+	close(end[1]);
+no_pipe:
+	close(ready);
+	return told == 1;
+}
+
+/* The kernel forgets with the ring what it had of the watches; their slots stay. */
+static void forget_cancels(struct srv_engine *e)
+{
+	for (uint32_t i = 0; i < e->nslots; i++) {
+		if (!e->slots[i].cancels)
+			continue;
+		e->slots[i].cancels = 0;
+		release(e, i);
+	}
+}
+
+/* Go on with a plain ring. Nothing is lost on the way: what was under way begins anew. */
+static int stop_deferring(struct srv_engine *e)
+{
+	struct io_uring plain;
+	int end, err;
+
+	err = new_ring(e, PLAIN, &plain);
+	if (err)
+		return err;
+	err = leash(&plain, &end);
+	if (!err) {
+		e->moving = true;
+		err = settle(e);
+		e->moving = false;
+		if (err)
+			close(end);
+	}
+	if (err) {
+		io_uring_queue_exit(&plain);
+		return err;
+	}
+	forget_cancels(e);
+	io_uring_queue_exit(&e->ring);
+	close(e->leash);
+	e->ring = plain;
+	e->leash = end;
+	e->defer = false;
+	return 0;
+}
+
+/*
+ * Who sleeps in poll(2) on a ring that defers is not woken by deferred work, only who comes to it later
+ * sees that. An eventfd of the ring is written to, once for each time that there begins to be some; so it
+ * is what others wait for. It is muted while turn() runs.
+ */
+static void go_outside(struct srv_engine *e)
+{
+	int err = 0;
+
+	if (e->defer && !deferred_work_is_told())
+		err = stop_deferring(e);
+	e->signals = !err && !io_uring_register_eventfd(&e->ring, e->ready);
+	atomic_store(&e->outside, true);
+}
+
+static void from_outside(struct srv_engine *e)
+{
+	struct pollfd p = { .fd = e->ring.ring_fd, .events = POLLIN };
+
+	io_uring_cq_eventfd_toggle(&e->ring, true);
+	submit(e);
+	/* Work that is left over gives no other sign. Without memory for signs: round and round. */
+	if (!e->signals || kept(e) || poll(&p, 1, 0) > 0)
+		notify(e->ready);
+}
+
+static void uring_alarm(struct srv_engine *e, uint64_t at_ns)
+{
+	struct itimerspec at = { 0 };
+	struct io_uring_sqe *sqe;
+
+	clear_alarm(e);
+	if (at_ns != UINT64_MAX) {
+		/* Zero would mean never. */
+		at_ns = at_ns ? at_ns : 1;
+		at.it_value.tv_sec = (time_t)(at_ns / 1000000000);
+		at.it_value.tv_nsec = (long)(at_ns % 1000000000);
+		e->alarmed = !timerfd_settime(e->timer.fd, TFD_TIMER_ABSTIME, &at, NULL);
+	}
+	if (e->ready >= 0 && !e->signals)
+		go_outside(e);
+	hand_over(e, false);
+	if (e->ready >= 0) {
+		from_outside(e);
+		return;
+	}
+	/* What unwatch() reaped does not make the ring readable any more. */
+	if (kept(e) && (sqe = get_sqe(e))) {
+		io_uring_prep_nop(sqe);
+		io_uring_sqe_set_data64(sqe, TAG_NONE);
+	}
+	submit(e);
+}
+
+static void uring_kick(struct srv_engine *e)
+{
+	int saved = errno;
+
+	notify(e->kick.fd);
+	/* The ring would pass it on, but late: the kernel puts off an eventfd that another set off. */
+	if (atomic_load_explicit(&e->outside, memory_order_relaxed))
+		notify(e->ready);
+	errno = saved;
 }
 
 const struct srv_engine_ops srv_engine_uring = {

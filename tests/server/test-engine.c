@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What engine.h promises, on the real kernel, of each engine: io_uring as this kernel has it, io_uring as
- * 5.10 has it (what is newer is refused or hidden here), and poll.
+ * What engine.h promises, on the real kernel, of each engine: io_uring as this kernel has it, as 5.10 has
+ * it (what is newer is refused or hidden here), as 6.12.118 has it (an eventfd is not told of deferred
+ * work), and poll.
  */
 #include "../kernel/kernel.h"
 
@@ -29,23 +30,26 @@
 
 /* ---- The engines ------------------------------------------------------------------------------- */
 
+static enum play { AS_IT_IS, OLD, DEAF } play;
+
 static const struct {
 	const char *name;
 	const struct srv_engine_ops *ops;
-	bool old;
+	enum play play;
 } engines[] = {
-	{ "uring", &srv_engine_uring, false },
-	{ "uring-5.10", &srv_engine_uring, true },
-	{ "poll", &srv_engine_poll, false },
+	{ "uring", &srv_engine_uring, AS_IT_IS },
+	{ "uring-5.10", &srv_engine_uring, OLD },
+	{ "uring-6.12", &srv_engine_uring, DEAF },
+	{ "poll", &srv_engine_poll, AS_IT_IS },
 };
 
 #define OF(test, n, name)                                                \
 	{                                                                \
 #test "/" name, test, NULL, NULL, (void *)(uintptr_t)(n) \
 	}
-#define OF_EVERY_ENGINE(test) OF(test, 0, "uring"), OF(test, 1, "uring-5.10"), OF(test, 2, "poll")
-
-static bool play_old;
+#define OF_EVERY_ENGINE(test)                                                       \
+	OF(test, 0, "uring"), OF(test, 1, "uring-5.10"), OF(test, 2, "uring-6.12"), \
+		OF(test, 3, "poll")
 
 #ifdef HAVE_LIBURING
 /* In front of the library's. */
@@ -59,12 +63,23 @@ int io_uring_queue_init_params(unsigned int entries, struct io_uring *ring,
 	if (!found)
 		return -ENOSYS;
 	memcpy(&real, &found, sizeof(real));
-	if (play_old && p->flags & ~(IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP))
+	if (play == OLD && p->flags & ~(IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP))
 		return -EINVAL;
 	err = real(entries, ring, p);
-	if (!err && play_old)
+	if (!err && play == OLD)
 		ring->features &= ~IORING_FEAT_EXT_ARG;
 	return err;
+}
+
+int io_uring_register_eventfd(struct io_uring *ring, int fd)
+{
+	int (*real)(struct io_uring *, int);
+	void *found = dlsym(RTLD_NEXT, "io_uring_register_eventfd");
+
+	if (!found)
+		return -ENOSYS;
+	memcpy(&real, &found, sizeof(real));
+	return play == DEAF && ring->flags & IORING_SETUP_DEFER_TASKRUN ? 0 : real(ring, fd);
 }
 #endif
 
@@ -92,7 +107,7 @@ static struct bench unbound(void **state, uint32_t depth)
 	struct bench b = { .ops = engines[n].ops };
 	int err;
 
-	play_old = engines[n].old;
+	play = engines[n].play;
 	err = b.ops->create(&opts, &b.e);
 	if (err == -EPERM || err == -ENOSYS || err == -EOPNOTSUPP)
 		SKIP("io-uring", "this machine refuses a ring: %s", strerror(-err));
