@@ -12,8 +12,8 @@
  *             (it is woken). Without these events nobody says that it was dropped, so what the source
  *             has is right: it is fetched again
  *
- * A fetch finds out what the source has (plan), gets the bytes where that takes reading (gather), and
- * answers (install), each in as many steps as it takes: at its end every page that it had in hand is
+ * A fetch finds out what the source has and gets the bytes where that takes reading (fetch.c), and
+ * answers (answer.c), each in as many steps as it takes: at its end every page that it had in hand is
  * present, or absent again and its waiters woken, so that they fault again.
  *
  * Whatever was true when the fetch began, the answer looks again: pages that the program removed
@@ -25,253 +25,19 @@
  * doubles up to BACKOFF_MAX; one answer a port is tried at a time, and the others follow once it goes
  * through. So a layout that never settles costs next to nothing, and one that settles is noticed soon.
  */
-#include "srv.h"
-
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "fetch.h"
 
 #define BACKOFF_MIN UINT64_C(10000) /* ns */
 #define BACKOFF_MAX UINT64_C(5000000)
-#define SLAB 64			     /* fetches that are made at a time */
 #define LOST_PAUSE UINT64_C(1000000) /* before faults that were lost to lack of memory come again */
 
-/* What a fetch is at. */
-enum stage {
-	QUEUED,	 /* in loop->queue: wants a slot */
-	WAITING, /* in loop->again: for the time to ask the source again */
-	READING, /* the engine has its io */
-	ASKING,	 /* a custom source has it */
-	PUT_OFF, /* in port->deferred */
-	AT_WORK, /* on the stack */
-};
+/* ---- Putting off ------------------------------------------------------------------------------- */
 
-static void fetch_begin(struct srv_fetch *f);
-static bool install(struct srv_fetch *f);
-static void failed(struct srv_fetch *f, int error);
-
-static inline uint64_t fetch_len(const struct srv_fetch *f)
-{
-	return f->n << f->page_shift;
-}
-
-static inline struct srv_region *fetch_region(const struct srv_fetch *f)
-{
-	return f->pages ? f->pages->region : NULL;
-}
-
-static inline struct srv_counters *counters_of(const struct srv_fetch *f)
-{
-	return f->pages ? f->pages->region->counters : &f->loop->server->counters;
-}
-
-/* ---- A fetch's life ----------------------------------------------------------------------------- */
-
-/*
- * Not by malloc: a thread that forks in this process holds its locks until this very loop has read
- * the event.
- */
-struct srv_slab {
-	struct srv_slab *next;
-	struct srv_fetch fetch[SLAB];
-};
-
-static bool more_fetches(struct srv_loop *loop)
-{
-	struct srv_slab *slab = mmap(NULL, sizeof(*slab), PROT_READ | PROT_WRITE,
-				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (slab == MAP_FAILED)
-		return false;
-	slab->next = loop->slabs;
-	loop->slabs = slab;
-	for (size_t i = 0; i < SLAB; i++) {
-		slab->fetch[i].next = loop->spare;
-		loop->spare = &slab->fetch[i];
-	}
-	return true;
-}
-
-static struct srv_fetch *fetch_new(struct srv_port *port, enum srv_why why, uint64_t arrived)
-{
-	struct srv_loop *loop = port->loop;
-	struct srv_fetch *f;
-
-	if (!loop->spare && !more_fetches(loop))
-		return NULL;
-	f = loop->spare;
-	loop->spare = f->next;
-	memset(f, 0, sizeof(*f));
-	f->loop = loop;
-	f->port = port;
-	atomic_fetch_add_explicit(&port->refs, 1, memory_order_relaxed);
-	f->why = why;
-	f->arrived = arrived;
-	f->stage = AT_WORK;
-	f->all_next = loop->all;
-	f->all_prev = &loop->all;
-	if (loop->all)
-		loop->all->all_prev = &f->all_next;
-	loop->all = f;
-	atomic_store_explicit(&loop->live,
-			      atomic_load_explicit(&loop->live, memory_order_relaxed) + 1,
-			      memory_order_relaxed);
-	return f;
-}
-
-/* Take up, or give back, one of the loop's slots for what needs a buffer or somebody's attention. */
-static void slot_take(struct srv_fetch *f)
-{
-	f->counted = true;
-	atomic_fetch_add_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
-	if (f->why != SRV_DEMAND)
-		f->loop->background++;
-}
-
-static void slot_give(struct srv_fetch *f)
-{
-	if (!f->counted)
-		return;
-	f->counted = false;
-	atomic_fetch_sub_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
-	if (f->why != SRV_DEMAND)
-		f->loop->background--;
-}
-
-/* Let go of the bytes. */
-static void drop_bytes(struct srv_fetch *f)
-{
-	if (f->buf_len)
-		srv_pool_put(&f->loop->pool, f->buf, f->buf_len);
-	if (f->owned)
-		srv_custom_give_back(f->extent.source, f->owned, f->owned_len);
-	f->buf = NULL;
-	f->buf_len = 0;
-	f->owned = NULL;
-	f->data = NULL;
-	f->have = 0;
-	f->extent.len = 0;
-	slot_give(f);
-}
-
-static void fetch_end(struct srv_fetch *f)
-{
-	struct srv_loop *loop = f->loop;
-
-	drop_bytes(f);
-	if (f->job)
-		srv_background_done(f);
-	*f->all_prev = f->all_next;
-	if (f->all_next)
-		f->all_next->all_prev = f->all_prev;
-	if (f->pages)
-		srv_pages_unref(f->pages);
-	srv_port_unref(f->port);
-	f->next = loop->spare;
-	loop->spare = f;
-	atomic_store_explicit(&loop->live,
-			      atomic_load_explicit(&loop->live, memory_order_relaxed) - 1,
-			      memory_order_release);
-}
-
-static void space_lock(const struct srv_fetch *f)
-{
-	pthread_mutex_lock(&f->port->space->lock);
-}
-
-static void space_unlock(const struct srv_fetch *f)
-{
-	pthread_mutex_unlock(&f->port->space->lock);
-}
-
-static bool is_dead(const struct srv_fetch *f)
-{
-	return f->port->closed || atomic_load_explicit(&f->port->space->dead, memory_order_acquire);
-}
-
-/* Nobody serves this region any more; its pages may still be looked at. */
-static bool is_forgotten(const struct srv_fetch *f)
-{
-	return f->pages && atomic_load_explicit(&f->pages->region->dead, memory_order_acquire);
-}
-
-/*
- * Those of [first, first + n) that the fetch still has in hand become this. What the program removed meanwhile
- * stays so. Under the lock.
- */
-static void settle_pages(struct srv_fetch *f, uint64_t first, uint64_t n, enum srv_state to)
-{
-	while (n) {
-		enum srv_state state;
-		uint64_t run = srv_pages_run(f->pages, first, n, &state);
-
-		if (state == SRV_PENDING)
-			srv_pages_set(f->pages, first, run, to);
-		first += run;
-		n -= run;
-	}
-}
-
-/* They are to be had from the source again. */
-static void give_up_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
-{
-	settle_pages(f, first, n, SRV_ABSENT);
-}
-
-/*
- * Whoever waits for [first, first + n) wherever that is now faults again. A WAKE may fail where a
- * mapping has gone, and then there is nobody to be woken.
- */
-static void wake_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
-{
-	struct srv_space *sp = f->port->space;
-
-	while (n) {
-		uint64_t address, there = 0;
-		bool found;
-
-		space_lock(f);
-		found = srv_map_where(&sp->map, f->pages, first,
-				      f->address + ((first - f->first) << f->page_shift), &address,
-				      &there);
-		space_unlock(f);
-		if (!found)
-			there = 1;
-		if (there > n)
-			there = n;
-		if (found)
-			libuffd_wake(sp->u, address, (size_t)(there << f->page_shift));
-		first += there;
-		n -= there;
-	}
-}
-
-/*
- * End it with what is left of it absent. Waiters fault again if @wake; those of a space that is not served
- * any more were woken when it ended, and its userfaultfd may be closed.
- */
-static void fetch_abandon(struct srv_fetch *f, bool wake)
-{
-	wake = wake && !is_dead(f);
-	if (f->pages) {
-		space_lock(f);
-		give_up_pages(f, f->first, f->n);
-		space_unlock(f);
-		if (wake)
-			wake_pages(f, f->first, f->n);
-	} else if (wake) {
-		libuffd_wake(f->port->space->u, f->address, (size_t)fetch_len(f));
-	}
-	fetch_end(f);
-}
-
-/* ---- Putting off --------------------------------------------------------------------------------- */
-
-static void put_off(struct srv_fetch *f, bool front)
+void srv_put_off(struct srv_fetch *f, bool front)
 {
 	struct srv_port *port = f->port;
 
-	f->stage = PUT_OFF;
+	f->stage = SRV_PUT_OFF;
 	f->fresh = false;
 	atomic_fetch_add_explicit(&f->loop->waiting, 1, memory_order_relaxed);
 	if (!port->deferred) {
@@ -287,7 +53,7 @@ static void put_off(struct srv_fetch *f, bool front)
 			port->deferred_end = &f->next;
 		return;
 	}
-	srv_count(counters_of(f), SRV_DEFERRED, 1);
+	srv_count(srv_counters_of(f), SRV_DEFERRED, 1);
 	f->next = NULL;
 	*port->deferred_end = f;
 	port->deferred_end = &f->next;
@@ -302,7 +68,7 @@ static struct srv_fetch *take_deferred(struct srv_port *port)
 		port->deferred_end = &port->deferred;
 		port->due = UINT64_MAX;
 	}
-	f->stage = AT_WORK;
+	f->stage = SRV_AT_WORK;
 	atomic_fetch_sub_explicit(&f->loop->waiting, 1, memory_order_relaxed);
 	return f;
 }
@@ -310,7 +76,8 @@ static struct srv_fetch *take_deferred(struct srv_port *port)
 /* Whether a fault at the address would still be answered as this fetch without pages would. */
 static bool still_holds(struct srv_fetch *f)
 {
-	const struct srv_map *m = &f->port->space->map;
+	struct srv_space *sp = f->port->space;
+	const struct srv_map *m = &sp->map;
 	bool minor = f->answer == LIBUFFD_ANSWER_CONTINUE, holds = true;
 	uint64_t flags = 0;
 	const struct srv_seg *seg;
@@ -318,23 +85,23 @@ static bool still_holds(struct srv_fetch *f)
 
 	/* Of this page it was not asked whether it may be written. */
 	if (f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT)
-		return f->first == f->port->space->moves;
-	space_lock(f);
+		return f->first == sp->moves;
+	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(m, f->address);
 	if (seg && seg->pages) {
 		state = srv_pages_get(seg->pages,
 				      seg->first + ((f->address - seg->start) >> seg->page_shift));
 		/* A page that came here meanwhile may be poisoned, which zeros would take back. */
 		holds = state == SRV_REMOVED ||
-			(state == SRV_PRESENT && (minor || f->first == f->port->space->moves));
+			(state == SRV_PRESENT && (minor || f->first == sp->moves));
 		flags = seg->pages->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	} else if (!seg && !minor) {
 		seg = srv_map_before(m, f->address);
 		holds = (f->answer == LIBUFFD_ANSWER_ZERO) == (seg && seg->grows);
-		space_unlock(f);
+		pthread_mutex_unlock(&sp->lock);
 		return holds;
 	}
-	space_unlock(f);
+	pthread_mutex_unlock(&sp->lock);
 	return holds && f->answer && f->answer != LIBUFFD_ANSWER_POISON && f->flags == flags;
 }
 
@@ -346,11 +113,11 @@ static void retry_deferred(struct srv_port *port)
 
 		/* Another page may have come to the address meanwhile: who waits asks again. */
 		if (!f->pages && !still_holds(f)) {
-			fetch_abandon(f, true);
+			srv_fetch_abandon(f, true);
 			continue;
 		}
-		srv_count(counters_of(f), SRV_RETRIES, 1);
-		if (install(f)) {
+		srv_count(srv_counters_of(f), SRV_RETRIES, 1);
+		if (srv_install(f)) {
 			port->backoff = BACKOFF_MIN;
 			if (port->deferred)
 				port->due = 0;
@@ -359,861 +126,19 @@ static void retry_deferred(struct srv_port *port)
 		port->backoff *= 2;
 		if (port->backoff > BACKOFF_MAX)
 			port->backoff = BACKOFF_MAX;
-		put_off(f, true);
+		srv_put_off(f, true);
 		port->due = srv_now() + port->backoff;
 	}
 }
 
-/* ---- Answering ----------------------------------------------------------------------------------- */
-
-/*
- * Bytes that were read into a buffer of ours need not be copied once more: its pages are moved, at best as
- * one huge page. What does not take pages (shared memory, huge pages of hugetlb, a page that is pinned)
- * takes a copy; what was moved is gone from the buffer, and counted in *@done.
- */
-static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data, size_t *done)
-{
-	struct srv_space *sp = f->port->space;
-	int ret;
-
-	if (f->answer != LIBUFFD_ANSWER_COPY || f->flags || data != f->buf || !f->buf_len ||
-	    len != SRV_MOVE_LEN || (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
-	    !atomic_load_explicit(&sp->movable, memory_order_relaxed))
-		return -EINVAL;
-	ret = libuffd_move(sp->u, address, (uintptr_t)data, (size_t)len, 0, done);
-	if (ret == -EINVAL)
-		atomic_store_explicit(&sp->movable, false, memory_order_relaxed);
-	return ret;
-}
-
-/*
- * One answer, by the call that tells most: what it comes to for a page that is there already is
- * libuffd_resolve()'s to get right.
- */
-static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data,
-		       size_t *done, uint64_t *present)
-{
-	const struct libuffd *u = f->port->space->u;
-	struct libuffd_answer a = LIBUFFD_ANSWER_INIT;
-	size_t more = 0;
-	int ret;
-
-	*done = 0;
-	*present = 0;
-	ret = move(f, address, len, data, done);
-	if (ret == 0 || *done)
-		return ret;
-	if (f->answer == LIBUFFD_ANSWER_COPY)
-		ret = libuffd_copy(u, address, data, (size_t)len, f->flags, done);
-	else if (f->answer == LIBUFFD_ANSWER_CONTINUE)
-		ret = libuffd_continue(u, address, (size_t)len, f->flags, done);
-	if (ret == 0)
-		return 0;
-	/* Of a page that is there already, that page alone, so that it can be counted. */
-	*present = ret == -EEXIST;
-	a.kind = f->answer;
-	a.flags = f->flags;
-	a.page_size = UINT64_C(1) << f->page_shift;
-	a.start = address + *done;
-	a.len = *present ? a.page_size : len - *done;
-	a.data = f->answer == LIBUFFD_ANSWER_COPY ? (const unsigned char *)data + *done : NULL;
-	ret = libuffd_resolve(u, &a, &more);
-	*done += more;
-	if (ret < 0)
-		*present = 0;
-	return ret;
-}
-
-static void count_answer(struct srv_fetch *f, uint64_t pages, uint64_t present)
-{
-	struct srv_counters *c = counters_of(f);
-
-	if (present)
-		srv_count(c, SRV_PRESENT_ALREADY, present);
-	if (pages == present || f->answer == LIBUFFD_ANSWER_POISON ||
-	    f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT)
-		return;
-	srv_count(c, SRV_INSTALLED, pages - present);
-	srv_count(c, SRV_BYTES, (pages - present) << f->page_shift);
-	if (f->answer == LIBUFFD_ANSWER_ZERO)
-		srv_count(c, SRV_ZEROS, pages - present);
-	if (f->why != SRV_DEMAND)
-		srv_count(c, SRV_PREFETCHED, pages - present);
-	else if (pages - present > 1)
-		srv_count(c, SRV_PREFETCHED, pages - present - 1);
-}
-
-/* Is all of it there? Says so once. Under the lock. */
-static bool becomes_complete(struct srv_pages *p)
-{
-	if (p->complete || p->count[SRV_ABSENT] || p->count[SRV_PENDING])
-		return false;
-	p->complete = true;
-	return true;
-}
-
-/* The region runs by itself from now on. */
-static void unregister_all(struct srv_space *sp, const struct srv_pages *pages)
-{
-	pthread_mutex_lock(&sp->lock);
-	for (size_t i = 0; i < sp->map.n; i++) {
-		const struct srv_seg *seg = &sp->map.seg[i];
-
-		if (seg->pages == pages)
-			libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
-	}
-	srv_map_forget(&sp->map, pages->region);
-	pthread_mutex_unlock(&sp->lock);
-}
-
-static void tell_complete(struct srv_port *port, const struct srv_pages *pages, bool settled)
-{
-	struct libuffd_server *s = port->loop->server;
-	struct srv_region *r = pages->region;
-	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_COMPLETE,
-					 .space = port->space->id,
-					 .region = r->id,
-					 .len = r->cfg.len };
-
-	if (!srv_callback_begin(s, r))
-		return;
-	/* Among events what is registered may lie elsewhere than is known so far. */
-	if (settled && r->cfg.flags & LIBUFFD_REGION_UNREGISTER)
-		unregister_all(port->space, pages);
-	srv_notice(s, &notice);
-	srv_callback_end(s, r);
-}
-
-void srv_check_complete(struct srv_port *port)
-{
-	struct srv_space *sp = port->space;
-	struct srv_pages *pages;
-
-	do {
-		pages = NULL;
-		pthread_mutex_lock(&sp->lock);
-		for (size_t i = 0; i < sp->map.n && !pages; i++) {
-			struct srv_pages *p = sp->map.seg[i].pages;
-
-			if (p && becomes_complete(p))
-				pages = srv_pages_ref(p);
-		}
-		pthread_mutex_unlock(&sp->lock);
-		if (pages) {
-			tell_complete(port, pages, false);
-			srv_pages_unref(pages);
-		}
-	} while (pages);
-}
-
-/*
- * Whoever waits for these pages was woken, and those whose messages were read in the same batch are
- * among them: what they ask for need not be fetched a second time.
- */
-static void note_answered(struct srv_fetch *f)
-{
-	struct srv_loop *loop = f->loop;
-
-	if (loop->in_batch && loop->nanswered < SRV_MESSAGES)
-		loop->answered[loop->nanswered++] = (struct srv_answered){ f->port->space,
-									   f->address,
-									   fetch_len(f) };
-}
-
-static bool was_answered(const struct srv_port *port, uint64_t address)
-{
-	const struct srv_loop *loop = port->loop;
-
-	for (unsigned int i = 0; i < loop->nanswered; i++)
-		if (loop->answered[i].space == port->space &&
-		    address - loop->answered[i].start < loop->answered[i].len)
-			return true;
-	return false;
-}
-
-/* The fetch is over, and all of it has its answer. */
-static void finish(struct srv_fetch *f)
-{
-	note_answered(f);
-
-	if (f->why == SRV_DEMAND && f->arrived)
-		srv_count_latency(counters_of(f), srv_now() - f->arrived);
-	if (f->pages && !f->looked) {
-		space_lock(f);
-		f->complete = becomes_complete(f->pages);
-		space_unlock(f);
-	}
-	if (f->complete)
-		tell_complete(f->port, f->pages, true);
-	fetch_end(f);
-}
-
-/* What an error of an answer means. True: go on behind the first @done bytes; false: the fetch has ended. */
-static bool answer_failed(struct srv_fetch *f, int ret)
-{
-	switch (ret) {
-	case -ENOENT:
-		/* Unmapped or unregistered: who waits was woken, and will see. */
-		if (f->pages) {
-			space_lock(f);
-			give_up_pages(f, f->first + f->pos, 1);
-			space_unlock(f);
-		}
-		f->pos++;
-		return true;
-	case -ESRCH:
-		srv_space_retire(f->port->space, f->loop, -ESRCH);
-		fetch_abandon(f, false);
-		return false;
-	default:
-		failed(f, ret);
-		return false;
-	}
-}
-
-/* Where the bytes for page @at of the fetch are, put into the alias if that is how they get there. */
-static const void *bytes_at(struct srv_fetch *f, uint64_t at, uint64_t n)
-{
-	struct srv_region *r = fetch_region(f);
-	uint64_t from = at << f->page_shift, len = n << f->page_shift;
-	unsigned char *alias;
-
-	if (f->answer == LIBUFFD_ANSWER_COPY)
-		return (const unsigned char *)f->data + from;
-	if (f->answer == LIBUFFD_ANSWER_CONTINUE && r && r->cfg.alias && r->source) {
-		alias = (unsigned char *)r->cfg.alias + ((f->first + at) << f->page_shift);
-		if (!f->data)
-			memset(alias, 0, (size_t)len);
-		else if ((const unsigned char *)f->data + from != alias)
-			memcpy(alias, (const unsigned char *)f->data + from, (size_t)len);
-	}
-	return NULL;
-}
-
-/*
- * Answer the next run of pages that are still in hand and lie side by side. Returns 0 to go on (or when
- * nothing is left), or the error; pages before it are counted in f->pos.
- */
-static int install_run(struct srv_fetch *f)
-{
-	struct srv_space *sp = f->port->space;
-	uint64_t n, there = 0, address, present;
-	enum srv_state state;
-	const void *data;
-	size_t done;
-	bool found;
-	int ret;
-
-	if (f->fresh) {
-		/* No message was read since: whatever there is to know was known then. */
-		state = SRV_PENDING;
-		found = true;
-		n = there = f->n;
-		address = f->address;
-		f->fresh = false;
-	} else {
-		space_lock(f);
-		n = srv_pages_run(f->pages, f->first + f->pos, f->n - f->pos, &state);
-		found = state == SRV_PENDING &&
-			srv_map_where(&sp->map, f->pages, f->first + f->pos,
-				      f->address + (f->pos << f->page_shift), &address, &there);
-		space_unlock(f);
-	}
-	if (state != SRV_PENDING) {
-		/* Removed on the way: whoever waits asks again, and gets zeros. */
-		srv_count(counters_of(f), SRV_REMOVED_IN_FLIGHT, n);
-		wake_pages(f, f->first + f->pos, n);
-		f->pos += n;
-		return 0;
-	}
-	if (!found) {
-		space_lock(f);
-		give_up_pages(f, f->first + f->pos, n);
-		space_unlock(f);
-		f->pos += n;
-		return 0;
-	}
-	if (there < n)
-		n = there;
-	data = bytes_at(f, f->pos, n);
-	ret = answer_once(f, address, n << f->page_shift, data, &done, &present);
-	n = done >> f->page_shift;
-	if (n) {
-		space_lock(f);
-		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
-		f->looked = f->pos + n == f->n;
-		if (f->looked)
-			f->complete = becomes_complete(f->pages);
-		space_unlock(f);
-		count_answer(f, n, present);
-		f->pos += n;
-	}
-	return ret;
-}
-
-static void tell_unknown(struct srv_port *port, uint64_t address, uint32_t done)
-{
-	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_UNKNOWN,
-					 .space = port->space->id,
-					 .address = address,
-					 .len = port->space->page_size,
-					 .done = done };
-
-	srv_notice(port->loop->server, &notice);
-}
-
-/* Whoever touches memory of no region waits, unless an event that is not read yet tells what is there. */
-static int leave_waiting(struct srv_fetch *f)
-{
-	struct srv_space *sp = f->port->space;
-	size_t done;
-	int ret = libuffd_copy(sp->u, f->address, sp->server->trap, (size_t)fetch_len(f),
-			       LIBUFFD_COPY_DONTWAKE, &done);
-
-	if (ret == -ENOENT)
-		libuffd_wake(sp->u, f->address, (size_t)fetch_len(f));
-	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
-		return ret;
-	f->pos = f->n;
-	tell_unknown(f->port, f->address, LIBUFFD_DONE_WAITS);
-	return 0;
-}
-
-/* An answer that concerns no page state: the address is all there is. */
-static int install_bare(struct srv_fetch *f)
-{
-	uint64_t present;
-	size_t done;
-	int ret;
-
-	if (!f->answer)
-		return leave_waiting(f);
-	ret = answer_once(f, f->address + (f->pos << f->page_shift),
-			  (f->n - f->pos) << f->page_shift, NULL, &done, &present);
-
-	count_answer(f, done >> f->page_shift, present);
-	f->pos += done >> f->page_shift;
-	if (ret == 0 && f->answer == LIBUFFD_ANSWER_POISON && !f->told)
-		tell_unknown(f->port, f->address, LIBUFFD_DONE_POISONED);
-	return ret;
-}
-
-/*
- * Answer what is left. False if the layout is changing, and then nothing became of the fetch; true
- * otherwise, and then it is not to be touched any more.
- */
-static bool install(struct srv_fetch *f)
-{
-	while (f->pos < f->n) {
-		int ret;
-
-		if (is_dead(f) || is_forgotten(f)) {
-			fetch_abandon(f, is_forgotten(f));
-			return true;
-		}
-		ret = f->pages ? install_run(f) : install_bare(f);
-		if (ret == -EAGAIN)
-			return false;
-		if (ret < 0 && !answer_failed(f, ret))
-			return true;
-	}
-	finish(f);
-	return true;
-}
-
-static void answer(struct srv_fetch *f)
-{
-	if (is_dead(f)) {
-		fetch_abandon(f, false);
-		return;
-	}
-	/* Behind what waits for the layout to settle there is no use in trying. */
-	if (f->port->deferred || !install(f))
-		put_off(f, false);
-}
-
-/* ---- Failures ------------------------------------------------------------------------------------ */
-
-static void tell_error(struct srv_fetch *f, int error, uint32_t done)
-{
-	struct libuffd_server *s = f->loop->server;
-	struct srv_region *r = fetch_region(f);
-	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_ERROR,
-					 .error = error,
-					 .space = f->port->space->id,
-					 .region = r ? r->id : 0,
-					 .address = f->address,
-					 .len = fetch_len(f),
-					 .done = done };
-
-	if (f->told)
-		return;
-	f->told = true;
-	if (r && !srv_callback_begin(s, r))
-		return;
-	srv_notice(s, &notice);
-	if (r)
-		srv_callback_end(s, r);
-}
-
-/*
- * Of a window only the page that somebody waits for is worth the trouble; and it may be had, whatever
- * is wrong with its neighbours.
- */
-static void narrow(struct srv_fetch *f)
-{
-	uint64_t first = f->first, n = f->n;
-	enum srv_state state;
-
-	space_lock(f);
-	give_up_pages(f, first, f->asked - first);
-	give_up_pages(f, f->asked + 1, first + n - f->asked - 1);
-	space_unlock(f);
-	wake_pages(f, first, n);
-	f->address += (f->asked - first) << f->page_shift;
-	f->first = f->asked;
-	f->n = 1;
-	f->pos = 0;
-	space_lock(f);
-	state = srv_pages_get(f->pages, f->asked);
-	space_unlock(f);
-	/* It may have gone in before the others failed. */
-	if (state == SRV_PENDING)
-		fetch_begin(f);
-	else
-		fetch_end(f);
-}
-
-static bool can_poison(const struct srv_fetch *f)
-{
-	return f->port->space->features & LIBUFFD_FEATURE_POISON;
-}
-
-/* Whatever a source or a callback calls its error: the process has not exited. */
-static void fail_space(struct srv_port *port, int error)
-{
-	srv_space_retire(port->space, port->loop, error == -ESRCH ? -EIO : error);
-}
-
-static void apply_policy(struct srv_fetch *f, int error)
-{
-	struct srv_region *r = fetch_region(f);
-	uint32_t policy = r ? r->cfg.on_error : f->port->space->cfg.unknown;
-
-	srv_count(counters_of(f), SRV_FAILED, f->n - f->pos);
-	/* A poison that could not be installed either leaves nothing but to stop. */
-	if (policy == LIBUFFD_ON_ERROR_POISON && can_poison(f) &&
-	    f->answer != LIBUFFD_ANSWER_POISON) {
-		tell_error(f, error, LIBUFFD_DONE_POISONED);
-		f->answer = LIBUFFD_ANSWER_POISON;
-		f->flags = 0;
-		answer(f);
-		return;
-	}
-	tell_error(f, error, LIBUFFD_DONE_WAITS);
-	fail_space(f->port, error);
-	fetch_abandon(f, false);
-}
-
-static bool is_letting_through(const struct srv_fetch *f)
-{
-	return !f->pages &&
-	       (f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT ||
-		f->answer == LIBUFFD_ANSWER_CONTINUE);
-}
-
-/* The bytes could not be had, or could not be put there. */
-static void failed(struct srv_fetch *f, int error)
-{
-	struct srv_region *r = fetch_region(f);
-
-	drop_bytes(f);
-	f->fresh = false;
-	if (is_dead(f) || is_forgotten(f)) {
-		fetch_abandon(f, is_forgotten(f));
-		return;
-	}
-	if (is_letting_through(f)) {
-		/* No bytes are at stake: whoever waits sees for himself what became of the page. */
-		fetch_abandon(f, true);
-		return;
-	}
-	if (f->why != SRV_DEMAND) {
-		/* Nobody may be waiting. Who is, faults again, and is served for its own sake. */
-		srv_count(counters_of(f), SRV_FAILED, f->n - f->pos);
-		fetch_abandon(f, true);
-		return;
-	}
-	if (f->pages && f->n > 1) {
-		narrow(f);
-		return;
-	}
-	if (r && f->attempts < r->cfg.retries) {
-		uint64_t wait = r->cfg.retry_ns << (f->attempts < 20 ? f->attempts : 20);
-
-		f->attempts++;
-		if (wait > UINT64_C(60000000000))
-			wait = UINT64_C(60000000000);
-		srv_count(counters_of(f), SRV_REFETCHED, 1);
-		f->due = srv_now() + wait;
-		f->stage = WAITING;
-		f->next = f->loop->again;
-		f->loop->again = f;
-		return;
-	}
-	apply_policy(f, error);
-}
-
-/* ---- Getting the bytes --------------------------------------------------------------------------- */
-
-/* With events of removal, bytes must not reach the file before it is known that they may. */
-static bool straight_into_alias(const struct srv_fetch *f)
-{
-	return f->answer == LIBUFFD_ANSWER_CONTINUE &&
-	       !(f->port->space->features & LIBUFFD_FEATURE_EVENT_REMOVE);
-}
-
-static bool get_buffer(struct srv_fetch *f)
-{
-	struct srv_region *r = fetch_region(f);
-
-	if (f->buf)
-		return true;
-	if (straight_into_alias(f)) {
-		f->buf = (unsigned char *)r->cfg.alias + (f->first << f->page_shift);
-	} else {
-		f->buf = srv_pool_get(&f->loop->pool, (size_t)fetch_len(f));
-		f->buf_len = f->buf ? (size_t)fetch_len(f) : 0;
-	}
-	f->data = f->buf;
-	return f->buf;
-}
-
-static uint64_t source_offset(const struct srv_fetch *f)
-{
-	return fetch_region(f)->cfg.offset + (f->first << f->page_shift) + f->have;
-}
-
-/* What the source has next. Behind its end, in a huge page that it does not fill, there are zeros. */
-static int plan_next(struct srv_fetch *f)
-{
-	struct libuffd_source *src = fetch_region(f)->source;
-	uint64_t offset = source_offset(f), len = fetch_len(f) - f->have, end = srv_source_end(src);
-
-	if (offset >= end) {
-		f->extent = (struct srv_extent){ .have = SRV_HAVE_ZERO, .len = len };
-		return 0;
-	}
-	return srv_source_plan(src, offset, len < end - offset ? len : end - offset, &f->extent);
-}
-
-static void gather(struct srv_fetch *f);
-
-static void read_done(struct srv_io *io)
-{
-	struct srv_fetch *f = (void *)((char *)io - offsetof(struct srv_fetch, io));
-	int64_t took;
-
-	f->stage = AT_WORK;
-	f->loop->reading--;
-	took = srv_file_took(f->extent.source, f->extent.offset, (unsigned char *)f->buf + f->have,
-			     f->extent.len, io->res);
-	if (took < 0) {
-		failed(f, (int)took);
-		return;
-	}
-	f->have += (uint64_t)took;
-	f->extent.offset += (uint64_t)took;
-	f->extent.len -= (uint64_t)took;
-	gather(f);
-}
-
-/* Read what is left of the extent. True if it is there, false if somebody will go on with it later. */
-static bool read_part(struct srv_fetch *f)
-{
-	struct srv_extent *e = &f->extent;
-	unsigned char *to = (unsigned char *)f->buf + f->have;
-	int64_t took = srv_file_now(e->source, e->offset, to, e->len);
-
-	if (took != -EAGAIN)
-		took = srv_file_took(e->source, e->offset, to, e->len, took);
-	if (took < 0 && took != -EAGAIN) {
-		failed(f, (int)took);
-		return false;
-	}
-	if (took > 0) {
-		f->have += (uint64_t)took;
-		e->offset += (uint64_t)took;
-		e->len -= (uint64_t)took;
-		if (!e->len)
-			return true;
-		to += took;
-	}
-	srv_file_prepare(e->source, e->offset, to, e->len, &f->io);
-	f->io.done = read_done;
-	f->stage = READING;
-	f->loop->reading++;
-	f->loop->ops->read(f->loop->engine, &f->io);
-	return false;
-}
-
-static bool ask_part(struct srv_fetch *f)
-{
-	struct srv_region *r = fetch_region(f);
-	struct libuffd_request about = { .space = f->port->space->id,
-					 .region = r->id,
-					 .address = f->address + f->have };
-	int ret;
-
-	if (!srv_callback_begin(f->loop->server, r)) {
-		fetch_abandon(f, true);
-		return false;
-	}
-	f->stage = ASKING;
-	ret = srv_custom_ask(f->extent.source, f, f->extent.offset, f->extent.len, &about);
-	srv_callback_end(f->loop->server, r);
-	if (ret < 0) {
-		f->stage = AT_WORK;
-		failed(f, ret);
-	}
-	return false;
-}
-
-/* One part of the bytes: true when it is there. */
-static bool get_part(struct srv_fetch *f)
-{
-	struct srv_extent *e = &f->extent;
-	unsigned char *to = (unsigned char *)f->buf + f->have;
-
-	switch (e->have) {
-	case SRV_HAVE_FILE:
-		return read_part(f);
-	case SRV_HAVE_CUSTOM:
-		return ask_part(f);
-	case SRV_HAVE_MEMORY:
-		memcpy(to, e->memory, (size_t)e->len);
-		break;
-	default:
-		memset(to, 0, (size_t)e->len);
-		break;
-	}
-	f->have += e->len;
-	e->len = 0;
-	return true;
-}
-
-/* Fill the buffer, part by part. Ends in an answer, a failure, or somebody who goes on here later. */
-static void gather(struct srv_fetch *f)
-{
-	if (is_dead(f) || is_forgotten(f)) {
-		fetch_abandon(f, is_forgotten(f));
-		return;
-	}
-	while (f->have < fetch_len(f)) {
-		int ret;
-
-		if (!f->extent.len) {
-			ret = plan_next(f);
-			if (ret < 0) {
-				failed(f, ret);
-				return;
-			}
-		}
-		if (!get_part(f))
-			return;
-	}
-	slot_give(f);
-	answer(f);
-}
-
-/* Bytes or zeros came for the extent: into the buffer with them, unless they are all there is to be had. */
-static bool take_in(struct srv_fetch *f, void *came)
-{
-	uint64_t len = f->extent.len;
-	unsigned char *to;
-
-	if (came && !f->have && len == fetch_len(f) && !straight_into_alias(f)) {
-		f->owned = came;
-		f->owned_len = len;
-		f->data = came;
-		return true;
-	}
-	if (!get_buffer(f)) {
-		srv_custom_give_back(f->extent.source, came, len);
-		return false;
-	}
-	to = (unsigned char *)f->buf + f->have;
-	if (came)
-		memcpy(to, came, (size_t)len);
-	else
-		memset(to, 0, (size_t)len);
-	srv_custom_give_back(f->extent.source, came, len);
-	return true;
-}
-
-static void arrived(struct srv_loop *loop, struct srv_post *post)
-{
-	struct srv_fetch *f = (void *)((char *)post - offsetof(struct srv_fetch, post));
-	void *came = f->came;
-
-	(void)loop;
-	f->stage = AT_WORK;
-	f->came = NULL;
-	if (f->came_result < 0) {
-		failed(f, f->came_result);
-	} else if (f->came_result == LIBUFFD_FETCHED_POISON) {
-		drop_bytes(f);
-		f->answer = LIBUFFD_ANSWER_POISON;
-		f->flags = 0;
-		answer(f);
-	} else if (!take_in(f, came)) {
-		failed(f, -ENOMEM);
-	} else {
-		f->have += f->extent.len;
-		f->extent.len = 0;
-		gather(f);
-	}
-}
-
-void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf)
-{
-	f->came = buf;
-	f->came_result = result;
-	f->post.run = arrived;
-	srv_loop_post(f->loop, &f->post);
-}
-
-/* Split off what the source has in another place: a fetch of its own, to be begun next. */
-static void split_rest(struct srv_fetch *f, uint64_t keep)
-{
-	struct srv_fetch *rest;
-
-	if (keep >= f->n)
-		return;
-	f->fresh = false;
-	rest = fetch_new(f->port, f->why == SRV_DEMAND ? SRV_PREFETCH : f->why, f->arrived);
-	if (rest && f->asked >= f->first + keep && f->why == SRV_DEMAND) {
-		/* The page that is waited for is in the other part. */
-		rest->why = SRV_DEMAND;
-		rest->asked = f->asked;
-		f->why = SRV_PREFETCH;
-		f->arrived = 0;
-	}
-	if (!rest) {
-		/* No memory: these pages come when they are asked for. */
-		space_lock(f);
-		give_up_pages(f, f->first + keep, f->n - keep);
-		space_unlock(f);
-		wake_pages(f, f->first + keep, f->n - keep);
-		f->n = keep;
-		if (f->asked >= f->first + keep && f->why == SRV_DEMAND) {
-			/* Whoever asked does so again. */
-			f->why = SRV_PREFETCH;
-			f->arrived = 0;
-		}
-		return;
-	}
-	rest->pages = srv_pages_ref(f->pages);
-	rest->page_shift = f->page_shift;
-	rest->first = f->first + keep;
-	rest->n = f->n - keep;
-	rest->address = f->address + (keep << f->page_shift);
-	rest->answer = f->answer;
-	rest->flags = f->flags;
-	f->n = keep;
-	fetch_begin(rest);
-}
-
-static void queue(struct srv_fetch *f)
-{
-	struct srv_loop *loop = f->loop;
-
-	f->stage = QUEUED;
-	f->next = NULL;
-	*loop->queue_end = f;
-	loop->queue_end = &f->next;
-	atomic_fetch_add_explicit(&loop->queued, 1, memory_order_relaxed);
-}
-
-/* Bytes that must be read: when there is a slot for it, and memory. */
-static void begin_reading(struct srv_fetch *f)
-{
-	struct srv_loop *loop = f->loop;
-
-	f->fresh = false;
-	if (!f->counted) {
-		if (atomic_load_explicit(&loop->in_flight, memory_order_relaxed) >=
-		    loop->server->opts.depth) {
-			queue(f);
-			return;
-		}
-		slot_take(f);
-	}
-	/* A custom source that has all of it brings a buffer of its own. */
-	if (!(f->extent.have == SRV_HAVE_CUSTOM && f->extent.len == fetch_len(f)) &&
-	    !get_buffer(f)) {
-		failed(f, -ENOMEM);
-		return;
-	}
-	gather(f);
-}
-
-/* How a region's bytes get to their place. */
-static uint32_t answer_kind(const struct srv_pages *pages)
-{
-	return pages->region->cfg.alias ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_COPY;
-}
-
-/* Find out where the bytes are, and set about it. */
-static void fetch_begin(struct srv_fetch *f)
-{
-	struct srv_region *r = fetch_region(f);
-	uint64_t whole;
-	int ret;
-
-	f->stage = AT_WORK;
-	f->answer = answer_kind(f->pages);
-	f->flags = r->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
-	if (!r->source) {
-		/* What is in the page cache is right as it is. */
-		f->answer = LIBUFFD_ANSWER_CONTINUE;
-		answer(f);
-		return;
-	}
-	srv_count(r->counters, SRV_FETCHES, 1);
-	f->have = 0;
-	ret = plan_next(f);
-	if (ret < 0) {
-		failed(f, ret);
-		return;
-	}
-	whole = f->extent.len >> f->page_shift;
-	split_rest(f, whole ? whole : 1);
-	if (f->extent.len > fetch_len(f))
-		f->extent.len = fetch_len(f);
-	if (whole && f->extent.have == SRV_HAVE_MEMORY) {
-		f->data = f->extent.memory;
-		f->extent.len = 0;
-		answer(f);
-	} else if (whole && f->extent.have == SRV_HAVE_ZERO) {
-		/* A mapping of the page cache gets its zeros there; f->data stays NULL. */
-		if (f->answer == LIBUFFD_ANSWER_COPY)
-			f->answer = LIBUFFD_ANSWER_ZERO;
-		f->extent.len = 0;
-		answer(f);
-	} else {
-		begin_reading(f);
-	}
-}
-
-/* ---- Faults -------------------------------------------------------------------------------------- */
+/* ---- Faults ------------------------------------------------------------------------------------ */
 
 /* A fetch of absent (or once more wanted) pages, which are pending from here on. Under the lock. */
 static struct srv_fetch *take_pages(struct srv_port *port, struct srv_pages *pages, uint64_t first,
 				    uint64_t n, uint64_t address, enum srv_why why,
 				    uint64_t arrived)
 {
-	struct srv_fetch *f = fetch_new(port, why, arrived);
+	struct srv_fetch *f = srv_fetch_new(port, why, arrived);
 
 	if (!f)
 		return NULL;
@@ -1261,7 +186,7 @@ static void find_lost(struct srv_port *port)
 static void answer_bare(struct srv_port *port, uint64_t address, uint64_t n, unsigned int shift,
 			uint32_t kind, uint64_t flags, uint64_t arrived)
 {
-	struct srv_fetch *f = fetch_new(port, SRV_DEMAND, arrived);
+	struct srv_fetch *f = srv_fetch_new(port, SRV_DEMAND, arrived);
 
 	if (!f) {
 		lose_fault(port, address >> shift << shift, n << shift);
@@ -1273,7 +198,7 @@ static void answer_bare(struct srv_port *port, uint64_t address, uint64_t n, uns
 	f->n = n;
 	f->answer = kind;
 	f->flags = flags;
-	answer(f);
+	srv_answer(f);
 }
 
 void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned int page_shift,
@@ -1301,7 +226,7 @@ static void written(struct srv_port *port, struct srv_region *r, uint64_t addres
 	if (ret == 0)
 		srv_allow(port, address, page, r->page_shift, arrived);
 	else if (ret < 0)
-		fail_space(port, ret);
+		srv_fail_space(port, ret);
 }
 
 static void unknown(struct srv_port *port, const struct libuffd_fault *fault, uint64_t arrived)
@@ -1362,6 +287,18 @@ static bool is_hit(const struct srv_loop *loop, const struct srv_pages *p, uint6
 	for (const struct srv_fetch *f = loop->all; f; f = f->all_next)
 		if (f->pages == p && i - f->first < f->n)
 			return f->why != SRV_DEMAND || f->asked != i;
+	return false;
+}
+
+/* An answer of this batch has woken whoever waits there. */
+static bool was_answered(const struct srv_port *port, uint64_t address)
+{
+	const struct srv_loop *loop = port->loop;
+
+	for (unsigned int i = 0; i < loop->nanswered; i++)
+		if (loop->answered[i].space == port->space &&
+		    address - loop->answered[i].start < loop->answered[i].len)
+			return true;
 	return false;
 }
 
@@ -1487,7 +424,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	} else if (v.bare) {
 		answer_bare(port, start, 1, shift, v.bare, flags, arrived);
 	} else if (v.fetch) {
-		fetch_begin(v.fetch);
+		srv_fetch_begin(v.fetch);
 	} else if (v.written) {
 		written(port, v.written, start, arrived);
 		srv_region_unref(v.written);
@@ -1512,7 +449,7 @@ void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n)
 	loop->nanswered = 0;
 }
 
-/* ---- Ahead of faults ----------------------------------------------------------------------------- */
+/* ---- Ahead of faults --------------------------------------------------------------------------- */
 
 bool srv_fetch_ahead(struct srv_port *port, struct srv_pages *pages, uint64_t first, uint64_t *n,
 		     enum srv_why why)
@@ -1543,11 +480,11 @@ bool srv_fetch_ahead(struct srv_port *port, struct srv_pages *pages, uint64_t fi
 	}
 	pthread_mutex_unlock(&sp->lock);
 	if (f)
-		fetch_begin(f);
+		srv_fetch_begin(f);
 	return true;
 }
 
-/* ---- What the loop does between its waits --------------------------------------------------------- */
+/* ---- What the loop does between its waits ------------------------------------------------------ */
 
 static void ask_again(struct srv_loop *loop)
 {
@@ -1564,28 +501,10 @@ static void ask_again(struct srv_loop *loop)
 	}
 	while ((f = due)) {
 		due = f->next;
-		if (is_dead(f) || is_forgotten(f))
-			fetch_abandon(f, is_forgotten(f));
+		if (srv_is_dead(f) || srv_is_forgotten(f))
+			srv_fetch_abandon(f, srv_is_forgotten(f));
 		else
-			fetch_begin(f);
-	}
-}
-
-static void begin_queued(struct srv_loop *loop)
-{
-	while (loop->queue && atomic_load_explicit(&loop->in_flight, memory_order_relaxed) <
-				      loop->server->opts.depth) {
-		struct srv_fetch *f = loop->queue;
-
-		loop->queue = f->next;
-		if (!loop->queue)
-			loop->queue_end = &loop->queue;
-		atomic_fetch_sub_explicit(&loop->queued, 1, memory_order_relaxed);
-		f->stage = AT_WORK;
-		if (is_dead(f) || is_forgotten(f))
-			fetch_abandon(f, is_forgotten(f));
-		else
-			begin_reading(f);
+			srv_fetch_begin(f);
 	}
 }
 
@@ -1644,7 +563,7 @@ void srv_loop_work(struct srv_loop *loop)
 		ask_again(loop);
 	work_ports(loop);
 	if (loop->queue)
-		begin_queued(loop);
+		srv_begin_queued(loop);
 	begin_background(loop);
 	if (loop->children && loop->probe_at <= loop->now)
 		srv_children_probe(loop);
@@ -1680,63 +599,9 @@ void srv_port_forget(struct srv_port *port)
 
 		/* Who waits for pages is woken with all of the map; nothing else tells of the others. */
 		if (!f->pages)
-			libuffd_wake(port->space->u, f->address, (size_t)fetch_len(f));
-		fetch_abandon(f, false);
+			libuffd_wake(port->space->u, f->address, (size_t)srv_fetch_len(f));
+		srv_fetch_abandon(f, false);
 	}
 	if (port->lost != UINT64_MAX)
 		find_lost(port);
-}
-
-/* The fetch is about to go, and its post with it. Under the inbox's lock. */
-static void unpost(struct srv_loop *loop, struct srv_post *post)
-{
-	struct srv_post **at = &loop->inbox;
-
-	while (*at != post)
-		at = &(*at)->next;
-	*at = post->next;
-	if (!*at)
-		loop->inbox_end = at;
-}
-
-/* The last one: nothing is under way any more but what custom sources still have. */
-static void forget_one(struct srv_fetch *f)
-{
-	struct srv_loop *loop = f->loop;
-
-	if (f->stage == ASKING && !srv_custom_abandon(f->extent.source, f)) {
-		/* Its answer is being given this very moment. */
-		bool posted;
-
-		do {
-			pthread_mutex_lock(&loop->inbox_lock);
-			posted = f->post.posted;
-			if (posted)
-				unpost(loop, &f->post);
-			pthread_mutex_unlock(&loop->inbox_lock);
-		} while (!posted);
-		srv_custom_give_back(f->extent.source, f->came, f->extent.len);
-	}
-	fetch_abandon(f, false);
-}
-
-void srv_loop_forget(struct srv_loop *loop)
-{
-	struct srv_slab *slab;
-
-	loop->queue = NULL;
-	loop->queue_end = &loop->queue;
-	loop->again = NULL;
-	for (struct srv_port *port = loop->ports; port; port = port->next) {
-		port->deferred = NULL;
-		port->deferred_end = &port->deferred;
-	}
-	while (loop->all)
-		forget_one(loop->all);
-	while ((slab = loop->slabs)) {
-		loop->slabs = slab->next;
-		munmap(slab, sizeof(*slab));
-	}
-	loop->spare = NULL;
-	srv_pool_clear(&loop->pool);
 }

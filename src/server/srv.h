@@ -277,12 +277,22 @@ void *srv_pool_get(struct srv_pool *p, size_t len); /* or NULL */
 void srv_pool_put(struct srv_pool *p, void *buf, size_t len);
 void srv_pool_clear(struct srv_pool *p);
 
-/* ---- fault.c ------------------------------------------------------------------------------------- */
+/* ---- fault.c, fetch.c, answer.c ---------------------------------------------------------------- */
 
 enum srv_why {
 	SRV_DEMAND,
 	SRV_PREFETCH, /* around or ahead of a fault, or asked for */
 	SRV_FILL,
+};
+
+/* What a fetch is at. */
+enum srv_stage {
+	SRV_QUEUED,  /* in loop->queue: wants a slot */
+	SRV_WAITING, /* in loop->again: for the time to ask the source again */
+	SRV_READING, /* the engine has its io */
+	SRV_ASKING,  /* a custom source has it */
+	SRV_PUT_OFF, /* in port->deferred */
+	SRV_AT_WORK, /* on the stack */
 };
 
 struct srv_post { /* from any thread to a loop */
@@ -302,13 +312,13 @@ struct srv_fetch {
 	uint64_t asked;		 /* index of the page of the fault, for DEMAND */
 	uint64_t arrived;	 /* ns of CLOCK_MONOTONIC, for DEMAND */
 	enum srv_why why;
-	bool fresh;	/* what was found when its pages were taken is still so */
-	bool looked;	/* whether it was the last of its region */
-	bool complete;	/* and it was */
-	bool counted;	/* among those in flight */
-	bool told;	/* of an error */
-	bool job;	/* srv_background_done() waits for it */
-	uint32_t stage; /* fault.c: what it is at */
+	bool fresh;    /* what was found when its pages were taken is still so */
+	bool looked;   /* whether it was the last of its region */
+	bool complete; /* and it was */
+	bool counted;  /* among those in flight */
+	bool told;     /* of an error */
+	bool job;      /* srv_background_done() waits for it */
+	enum srv_stage stage;
 	unsigned int page_shift;
 
 	/* The answer, once it is known: LIBUFFD_ANSWER_*, and where the bytes are. */

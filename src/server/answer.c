@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How a fetch ends: its answer is installed, page by page where that takes it, or it is given up, or
+ * it failed, and then the policy of its region says what becomes of whoever waits.
+ */
+#include <string.h>
+
+#include "fetch.h"
+
+/* ---- Giving up --------------------------------------------------------------------------------- */
+
+static void space_lock(const struct srv_fetch *f)
+{
+	pthread_mutex_lock(&f->port->space->lock);
+}
+
+static void space_unlock(const struct srv_fetch *f)
+{
+	pthread_mutex_unlock(&f->port->space->lock);
+}
+
+/*
+ * Those of [first, first + n) that the fetch still has in hand become this. What the program removed meanwhile
+ * stays so. Under the lock.
+ */
+static void settle_pages(struct srv_fetch *f, uint64_t first, uint64_t n, enum srv_state to)
+{
+	while (n) {
+		enum srv_state state;
+		uint64_t run = srv_pages_run(f->pages, first, n, &state);
+
+		if (state == SRV_PENDING)
+			srv_pages_set(f->pages, first, run, to);
+		first += run;
+		n -= run;
+	}
+}
+
+/* They are to be had from the source again. */
+static void give_up_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	settle_pages(f, first, n, SRV_ABSENT);
+}
+
+/*
+ * Whoever waits for [first, first + n) wherever that is now faults again. A WAKE may fail where a
+ * mapping has gone, and then there is nobody to be woken.
+ */
+static void wake_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	struct srv_space *sp = f->port->space;
+
+	while (n) {
+		uint64_t address, there = 0;
+		bool found;
+
+		space_lock(f);
+		found = srv_map_where(&sp->map, f->pages, first,
+				      f->address + ((first - f->first) << f->page_shift), &address,
+				      &there);
+		space_unlock(f);
+		if (!found)
+			there = 1;
+		if (there > n)
+			there = n;
+		if (found)
+			libuffd_wake(sp->u, address, (size_t)(there << f->page_shift));
+		first += there;
+		n -= there;
+	}
+}
+
+void srv_let_go(struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	space_lock(f);
+	give_up_pages(f, first, n);
+	space_unlock(f);
+	wake_pages(f, first, n);
+}
+
+void srv_fetch_abandon(struct srv_fetch *f, bool wake)
+{
+	wake = wake && !srv_is_dead(f);
+	if (f->pages) {
+		space_lock(f);
+		give_up_pages(f, f->first, f->n);
+		space_unlock(f);
+		if (wake)
+			wake_pages(f, f->first, f->n);
+	} else if (wake) {
+		libuffd_wake(f->port->space->u, f->address, (size_t)srv_fetch_len(f));
+	}
+	srv_fetch_end(f);
+}
+
+/* ---- Answering --------------------------------------------------------------------------------- */
+
+/*
+ * Bytes that were read into a buffer of ours need not be copied once more: its pages are moved, at best as
+ * one huge page. What does not take pages (shared memory, huge pages of hugetlb, a page that is pinned)
+ * takes a copy; what was moved is gone from the buffer, and counted in *@done.
+ */
+static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data, size_t *done)
+{
+	struct srv_space *sp = f->port->space;
+	int ret;
+
+	if (f->answer != LIBUFFD_ANSWER_COPY || f->flags || data != f->buf || !f->buf_len ||
+	    len != SRV_MOVE_LEN || (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
+	    !atomic_load_explicit(&sp->movable, memory_order_relaxed))
+		return -EINVAL;
+	ret = libuffd_move(sp->u, address, (uintptr_t)data, (size_t)len, 0, done);
+	if (ret == -EINVAL)
+		atomic_store_explicit(&sp->movable, false, memory_order_relaxed);
+	return ret;
+}
+
+/*
+ * One answer, by the call that tells most: what it comes to for a page that is there already is
+ * libuffd_resolve()'s to get right.
+ */
+static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data,
+		       size_t *done, uint64_t *present)
+{
+	const struct libuffd *u = f->port->space->u;
+	struct libuffd_answer a = LIBUFFD_ANSWER_INIT;
+	size_t more = 0;
+	int ret;
+
+	*done = 0;
+	*present = 0;
+	ret = move(f, address, len, data, done);
+	if (ret == 0 || *done)
+		return ret;
+	if (f->answer == LIBUFFD_ANSWER_COPY)
+		ret = libuffd_copy(u, address, data, (size_t)len, f->flags, done);
+	else if (f->answer == LIBUFFD_ANSWER_CONTINUE)
+		ret = libuffd_continue(u, address, (size_t)len, f->flags, done);
+	if (ret == 0)
+		return 0;
+	/* Of a page that is there already, that page alone, so that it can be counted. */
+	*present = ret == -EEXIST;
+	a.kind = f->answer;
+	a.flags = f->flags;
+	a.page_size = UINT64_C(1) << f->page_shift;
+	a.start = address + *done;
+	a.len = *present ? a.page_size : len - *done;
+	a.data = f->answer == LIBUFFD_ANSWER_COPY ? (const unsigned char *)data + *done : NULL;
+	ret = libuffd_resolve(u, &a, &more);
+	*done += more;
+	if (ret < 0)
+		*present = 0;
+	return ret;
+}
+
+static void count_answer(struct srv_fetch *f, uint64_t pages, uint64_t present)
+{
+	struct srv_counters *c = srv_counters_of(f);
+
+	if (present)
+		srv_count(c, SRV_PRESENT_ALREADY, present);
+	if (pages == present || f->answer == LIBUFFD_ANSWER_POISON ||
+	    f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT)
+		return;
+	srv_count(c, SRV_INSTALLED, pages - present);
+	srv_count(c, SRV_BYTES, (pages - present) << f->page_shift);
+	if (f->answer == LIBUFFD_ANSWER_ZERO)
+		srv_count(c, SRV_ZEROS, pages - present);
+	if (f->why != SRV_DEMAND)
+		srv_count(c, SRV_PREFETCHED, pages - present);
+	else if (pages - present > 1)
+		srv_count(c, SRV_PREFETCHED, pages - present - 1);
+}
+
+/* Is all of it there? Says so once. Under the lock. */
+static bool becomes_complete(struct srv_pages *p)
+{
+	if (p->complete || p->count[SRV_ABSENT] || p->count[SRV_PENDING])
+		return false;
+	p->complete = true;
+	return true;
+}
+
+/* The region runs by itself from now on. */
+static void unregister_all(struct srv_space *sp, const struct srv_pages *pages)
+{
+	pthread_mutex_lock(&sp->lock);
+	for (size_t i = 0; i < sp->map.n; i++) {
+		const struct srv_seg *seg = &sp->map.seg[i];
+
+		if (seg->pages == pages)
+			libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
+	}
+	srv_map_forget(&sp->map, pages->region);
+	pthread_mutex_unlock(&sp->lock);
+}
+
+static void tell_complete(struct srv_port *port, const struct srv_pages *pages, bool settled)
+{
+	struct libuffd_server *s = port->loop->server;
+	struct srv_region *r = pages->region;
+	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_COMPLETE,
+					 .space = port->space->id,
+					 .region = r->id,
+					 .len = r->cfg.len };
+
+	if (!srv_callback_begin(s, r))
+		return;
+	/* Among events what is registered may lie elsewhere than is known so far. */
+	if (settled && r->cfg.flags & LIBUFFD_REGION_UNREGISTER)
+		unregister_all(port->space, pages);
+	srv_notice(s, &notice);
+	srv_callback_end(s, r);
+}
+
+void srv_check_complete(struct srv_port *port)
+{
+	struct srv_space *sp = port->space;
+	struct srv_pages *pages;
+
+	do {
+		pages = NULL;
+		pthread_mutex_lock(&sp->lock);
+		for (size_t i = 0; i < sp->map.n && !pages; i++) {
+			struct srv_pages *p = sp->map.seg[i].pages;
+
+			if (p && becomes_complete(p))
+				pages = srv_pages_ref(p);
+		}
+		pthread_mutex_unlock(&sp->lock);
+		if (pages) {
+			tell_complete(port, pages, false);
+			srv_pages_unref(pages);
+		}
+	} while (pages);
+}
+
+/*
+ * Whoever waits for these pages was woken, and those whose messages were read in the same batch are
+ * among them: what they ask for need not be fetched a second time.
+ */
+static void note_answered(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	if (loop->in_batch && loop->nanswered < SRV_MESSAGES)
+		loop->answered[loop->nanswered++] = (struct srv_answered){ f->port->space,
+									   f->address,
+									   srv_fetch_len(f) };
+}
+
+/* The fetch is over, and all of it has its answer. */
+static void finish(struct srv_fetch *f)
+{
+	note_answered(f);
+
+	if (f->why == SRV_DEMAND && f->arrived)
+		srv_count_latency(srv_counters_of(f), srv_now() - f->arrived);
+	if (f->pages && !f->looked) {
+		space_lock(f);
+		f->complete = becomes_complete(f->pages);
+		space_unlock(f);
+	}
+	if (f->complete)
+		tell_complete(f->port, f->pages, true);
+	srv_fetch_end(f);
+}
+
+/* What an error of an answer means. True: go on behind the first @done bytes; false: the fetch has ended. */
+static bool answer_failed(struct srv_fetch *f, int ret)
+{
+	switch (ret) {
+	case -ENOENT:
+		/* Unmapped or unregistered: who waits was woken, and will see. */
+		if (f->pages) {
+			space_lock(f);
+			give_up_pages(f, f->first + f->pos, 1);
+			space_unlock(f);
+		}
+		f->pos++;
+		return true;
+	case -ESRCH:
+		srv_space_retire(f->port->space, f->loop, -ESRCH);
+		srv_fetch_abandon(f, false);
+		return false;
+	default:
+		srv_failed(f, ret);
+		return false;
+	}
+}
+
+/* Where the bytes for page @at of the fetch are, put into the alias if that is how they get there. */
+static const void *bytes_at(struct srv_fetch *f, uint64_t at, uint64_t n)
+{
+	struct srv_region *r = srv_fetch_region(f);
+	uint64_t from = at << f->page_shift, len = n << f->page_shift;
+	unsigned char *alias;
+
+	if (f->answer == LIBUFFD_ANSWER_COPY)
+		return (const unsigned char *)f->data + from;
+	if (f->answer == LIBUFFD_ANSWER_CONTINUE && r && r->cfg.alias && r->source) {
+		alias = (unsigned char *)r->cfg.alias + ((f->first + at) << f->page_shift);
+		if (!f->data)
+			memset(alias, 0, (size_t)len);
+		else if ((const unsigned char *)f->data + from != alias)
+			memcpy(alias, (const unsigned char *)f->data + from, (size_t)len);
+	}
+	return NULL;
+}
+
+/*
+ * Answer the next run of pages that are still in hand and lie side by side. Returns 0 to go on (or when
+ * nothing is left), or the error; pages before it are counted in f->pos.
+ */
+static int install_run(struct srv_fetch *f)
+{
+	struct srv_space *sp = f->port->space;
+	uint64_t n, there = 0, address, present;
+	enum srv_state state;
+	const void *data;
+	size_t done;
+	bool found;
+	int ret;
+
+	if (f->fresh) {
+		/* No message was read since: whatever there is to know was known then. */
+		state = SRV_PENDING;
+		found = true;
+		n = there = f->n;
+		address = f->address;
+		f->fresh = false;
+	} else {
+		space_lock(f);
+		n = srv_pages_run(f->pages, f->first + f->pos, f->n - f->pos, &state);
+		found = state == SRV_PENDING &&
+			srv_map_where(&sp->map, f->pages, f->first + f->pos,
+				      f->address + (f->pos << f->page_shift), &address, &there);
+		space_unlock(f);
+	}
+	if (state != SRV_PENDING) {
+		/* Removed on the way: whoever waits asks again, and gets zeros. */
+		srv_count(srv_counters_of(f), SRV_REMOVED_IN_FLIGHT, n);
+		wake_pages(f, f->first + f->pos, n);
+		f->pos += n;
+		return 0;
+	}
+	if (!found) {
+		space_lock(f);
+		give_up_pages(f, f->first + f->pos, n);
+		space_unlock(f);
+		f->pos += n;
+		return 0;
+	}
+	if (there < n)
+		n = there;
+	data = bytes_at(f, f->pos, n);
+	ret = answer_once(f, address, n << f->page_shift, data, &done, &present);
+	n = done >> f->page_shift;
+	if (n) {
+		space_lock(f);
+		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
+		f->looked = f->pos + n == f->n;
+		if (f->looked)
+			f->complete = becomes_complete(f->pages);
+		space_unlock(f);
+		count_answer(f, n, present);
+		f->pos += n;
+	}
+	return ret;
+}
+
+static void tell_unknown(struct srv_port *port, uint64_t address, uint32_t done)
+{
+	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_UNKNOWN,
+					 .space = port->space->id,
+					 .address = address,
+					 .len = port->space->page_size,
+					 .done = done };
+
+	srv_notice(port->loop->server, &notice);
+}
+
+/* Whoever touches memory of no region waits, unless an event that is not read yet tells what is there. */
+static int leave_waiting(struct srv_fetch *f)
+{
+	struct srv_space *sp = f->port->space;
+	size_t done;
+	int ret = libuffd_copy(sp->u, f->address, sp->server->trap, (size_t)srv_fetch_len(f),
+			       LIBUFFD_COPY_DONTWAKE, &done);
+
+	if (ret == -ENOENT)
+		libuffd_wake(sp->u, f->address, (size_t)srv_fetch_len(f));
+	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
+		return ret;
+	f->pos = f->n;
+	tell_unknown(f->port, f->address, LIBUFFD_DONE_WAITS);
+	return 0;
+}
+
+/* An answer that concerns no page state: the address is all there is. */
+static int install_bare(struct srv_fetch *f)
+{
+	uint64_t present;
+	size_t done;
+	int ret;
+
+	if (!f->answer)
+		return leave_waiting(f);
+	ret = answer_once(f, f->address + (f->pos << f->page_shift),
+			  (f->n - f->pos) << f->page_shift, NULL, &done, &present);
+
+	count_answer(f, done >> f->page_shift, present);
+	f->pos += done >> f->page_shift;
+	if (ret == 0 && f->answer == LIBUFFD_ANSWER_POISON && !f->told)
+		tell_unknown(f->port, f->address, LIBUFFD_DONE_POISONED);
+	return ret;
+}
+
+bool srv_install(struct srv_fetch *f)
+{
+	while (f->pos < f->n) {
+		int ret;
+
+		if (srv_is_dead(f) || srv_is_forgotten(f)) {
+			srv_fetch_abandon(f, srv_is_forgotten(f));
+			return true;
+		}
+		ret = f->pages ? install_run(f) : install_bare(f);
+		if (ret == -EAGAIN)
+			return false;
+		if (ret < 0 && !answer_failed(f, ret))
+			return true;
+	}
+	finish(f);
+	return true;
+}
+
+void srv_answer(struct srv_fetch *f)
+{
+	if (srv_is_dead(f)) {
+		srv_fetch_abandon(f, false);
+		return;
+	}
+	/* Behind what waits for the layout to settle there is no use in trying. */
+	if (f->port->deferred || !srv_install(f))
+		srv_put_off(f, false);
+}
+
+/* ---- Failures ---------------------------------------------------------------------------------- */
+
+static void tell_error(struct srv_fetch *f, int error, uint32_t done)
+{
+	struct libuffd_server *s = f->loop->server;
+	struct srv_region *r = srv_fetch_region(f);
+	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_ERROR,
+					 .error = error,
+					 .space = f->port->space->id,
+					 .region = r ? r->id : 0,
+					 .address = f->address,
+					 .len = srv_fetch_len(f),
+					 .done = done };
+
+	if (f->told)
+		return;
+	f->told = true;
+	if (r && !srv_callback_begin(s, r))
+		return;
+	srv_notice(s, &notice);
+	if (r)
+		srv_callback_end(s, r);
+}
+
+/*
+ * Of a window only the page that somebody waits for is worth the trouble; and it may be had, whatever
+ * is wrong with its neighbours.
+ */
+static void narrow(struct srv_fetch *f)
+{
+	uint64_t first = f->first, n = f->n;
+	enum srv_state state;
+
+	space_lock(f);
+	give_up_pages(f, first, f->asked - first);
+	give_up_pages(f, f->asked + 1, first + n - f->asked - 1);
+	space_unlock(f);
+	wake_pages(f, first, n);
+	f->address += (f->asked - first) << f->page_shift;
+	f->first = f->asked;
+	f->n = 1;
+	f->pos = 0;
+	space_lock(f);
+	state = srv_pages_get(f->pages, f->asked);
+	space_unlock(f);
+	/* It may have gone in before the others failed. */
+	if (state == SRV_PENDING)
+		srv_fetch_begin(f);
+	else
+		srv_fetch_end(f);
+}
+
+static bool can_poison(const struct srv_fetch *f)
+{
+	return f->port->space->features & LIBUFFD_FEATURE_POISON;
+}
+
+void srv_fail_space(struct srv_port *port, int error)
+{
+	srv_space_retire(port->space, port->loop, error == -ESRCH ? -EIO : error);
+}
+
+static void apply_policy(struct srv_fetch *f, int error)
+{
+	struct srv_region *r = srv_fetch_region(f);
+	uint32_t policy = r ? r->cfg.on_error : f->port->space->cfg.unknown;
+
+	srv_count(srv_counters_of(f), SRV_FAILED, f->n - f->pos);
+	/* A poison that could not be installed either leaves nothing but to stop. */
+	if (policy == LIBUFFD_ON_ERROR_POISON && can_poison(f) &&
+	    f->answer != LIBUFFD_ANSWER_POISON) {
+		tell_error(f, error, LIBUFFD_DONE_POISONED);
+		f->answer = LIBUFFD_ANSWER_POISON;
+		f->flags = 0;
+		srv_answer(f);
+		return;
+	}
+	tell_error(f, error, LIBUFFD_DONE_WAITS);
+	srv_fail_space(f->port, error);
+	srv_fetch_abandon(f, false);
+}
+
+static bool is_letting_through(const struct srv_fetch *f)
+{
+	return !f->pages &&
+	       (f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT ||
+		f->answer == LIBUFFD_ANSWER_CONTINUE);
+}
+
+void srv_failed(struct srv_fetch *f, int error)
+{
+	struct srv_region *r = srv_fetch_region(f);
+
+	srv_drop_bytes(f);
+	f->fresh = false;
+	if (srv_is_dead(f) || srv_is_forgotten(f)) {
+		srv_fetch_abandon(f, srv_is_forgotten(f));
+		return;
+	}
+	if (is_letting_through(f)) {
+		/* No bytes are at stake: whoever waits sees for himself what became of the page. */
+		srv_fetch_abandon(f, true);
+		return;
+	}
+	if (f->why != SRV_DEMAND) {
+		/* Nobody may be waiting. Who is, faults again, and is served for its own sake. */
+		srv_count(srv_counters_of(f), SRV_FAILED, f->n - f->pos);
+		srv_fetch_abandon(f, true);
+		return;
+	}
+	if (f->pages && f->n > 1) {
+		narrow(f);
+		return;
+	}
+	if (r && f->attempts < r->cfg.retries) {
+		uint64_t wait = r->cfg.retry_ns << (f->attempts < 20 ? f->attempts : 20);
+
+		f->attempts++;
+		if (wait > UINT64_C(60000000000))
+			wait = UINT64_C(60000000000);
+		srv_count(srv_counters_of(f), SRV_REFETCHED, 1);
+		f->due = srv_now() + wait;
+		f->stage = SRV_WAITING;
+		f->next = f->loop->again;
+		f->loop->again = f;
+		return;
+	}
+	apply_policy(f, error);
+}

@@ -1,0 +1,535 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A fetch, but for what starts it and what comes of it: what it is made of, and the bytes. The source is
+ * asked where they are; what is in memory is answered from there, what must be read waits for a slot and
+ * a buffer, and is read part by part.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "fetch.h"
+
+#define SLAB 64 /* fetches that are made at a time */
+
+/* ---- A fetch's life ---------------------------------------------------------------------------- */
+
+/*
+ * Not by malloc: a thread that forks in this process holds its locks until this very loop has read
+ * the event.
+ */
+struct srv_slab {
+	struct srv_slab *next;
+	struct srv_fetch fetch[SLAB];
+};
+
+static bool more_fetches(struct srv_loop *loop)
+{
+	struct srv_slab *slab = mmap(NULL, sizeof(*slab), PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (slab == MAP_FAILED)
+		return false;
+	slab->next = loop->slabs;
+	loop->slabs = slab;
+	for (size_t i = 0; i < SLAB; i++) {
+		slab->fetch[i].next = loop->spare;
+		loop->spare = &slab->fetch[i];
+	}
+	return true;
+}
+
+struct srv_fetch *srv_fetch_new(struct srv_port *port, enum srv_why why, uint64_t arrived)
+{
+	struct srv_loop *loop = port->loop;
+	struct srv_fetch *f;
+
+	if (!loop->spare && !more_fetches(loop))
+		return NULL;
+	f = loop->spare;
+	loop->spare = f->next;
+	memset(f, 0, sizeof(*f));
+	f->loop = loop;
+	f->port = port;
+	atomic_fetch_add_explicit(&port->refs, 1, memory_order_relaxed);
+	f->why = why;
+	f->arrived = arrived;
+	f->stage = SRV_AT_WORK;
+	f->all_next = loop->all;
+	f->all_prev = &loop->all;
+	if (loop->all)
+		loop->all->all_prev = &f->all_next;
+	loop->all = f;
+	atomic_store_explicit(&loop->live,
+			      atomic_load_explicit(&loop->live, memory_order_relaxed) + 1,
+			      memory_order_relaxed);
+	return f;
+}
+
+/* Take up, or give back, one of the loop's slots for what needs a buffer or somebody's attention. */
+static void slot_take(struct srv_fetch *f)
+{
+	f->counted = true;
+	atomic_fetch_add_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
+	if (f->why != SRV_DEMAND)
+		f->loop->background++;
+}
+
+static void slot_give(struct srv_fetch *f)
+{
+	if (!f->counted)
+		return;
+	f->counted = false;
+	atomic_fetch_sub_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
+	if (f->why != SRV_DEMAND)
+		f->loop->background--;
+}
+
+void srv_drop_bytes(struct srv_fetch *f)
+{
+	if (f->buf_len)
+		srv_pool_put(&f->loop->pool, f->buf, f->buf_len);
+	if (f->owned)
+		srv_custom_give_back(f->extent.source, f->owned, f->owned_len);
+	f->buf = NULL;
+	f->buf_len = 0;
+	f->owned = NULL;
+	f->data = NULL;
+	f->have = 0;
+	f->extent.len = 0;
+	slot_give(f);
+}
+
+void srv_fetch_end(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	srv_drop_bytes(f);
+	if (f->job)
+		srv_background_done(f);
+	*f->all_prev = f->all_next;
+	if (f->all_next)
+		f->all_next->all_prev = f->all_prev;
+	if (f->pages)
+		srv_pages_unref(f->pages);
+	srv_port_unref(f->port);
+	f->next = loop->spare;
+	loop->spare = f;
+	atomic_store_explicit(&loop->live,
+			      atomic_load_explicit(&loop->live, memory_order_relaxed) - 1,
+			      memory_order_release);
+}
+
+/* ---- Getting the bytes ------------------------------------------------------------------------- */
+
+/* With events of removal, bytes must not reach the file before it is known that they may. */
+static bool straight_into_alias(const struct srv_fetch *f)
+{
+	return f->answer == LIBUFFD_ANSWER_CONTINUE &&
+	       !(f->port->space->features & LIBUFFD_FEATURE_EVENT_REMOVE);
+}
+
+static bool get_buffer(struct srv_fetch *f)
+{
+	struct srv_region *r = srv_fetch_region(f);
+
+	if (f->buf)
+		return true;
+	if (straight_into_alias(f)) {
+		f->buf = (unsigned char *)r->cfg.alias + (f->first << f->page_shift);
+	} else {
+		f->buf = srv_pool_get(&f->loop->pool, (size_t)srv_fetch_len(f));
+		f->buf_len = f->buf ? (size_t)srv_fetch_len(f) : 0;
+	}
+	f->data = f->buf;
+	return f->buf;
+}
+
+static uint64_t source_offset(const struct srv_fetch *f)
+{
+	return srv_fetch_region(f)->cfg.offset + (f->first << f->page_shift) + f->have;
+}
+
+/* What the source has next. Behind its end, in a huge page that it does not fill, there are zeros. */
+static int plan_next(struct srv_fetch *f)
+{
+	struct libuffd_source *src = srv_fetch_region(f)->source;
+	uint64_t offset = source_offset(f), len = srv_fetch_len(f) - f->have,
+		 end = srv_source_end(src);
+
+	if (offset >= end) {
+		f->extent = (struct srv_extent){ .have = SRV_HAVE_ZERO, .len = len };
+		return 0;
+	}
+	return srv_source_plan(src, offset, len < end - offset ? len : end - offset, &f->extent);
+}
+
+static void gather(struct srv_fetch *f);
+
+static void read_done(struct srv_io *io)
+{
+	struct srv_fetch *f = (void *)((char *)io - offsetof(struct srv_fetch, io));
+	int64_t took;
+
+	f->stage = SRV_AT_WORK;
+	f->loop->reading--;
+	took = srv_file_took(f->extent.source, f->extent.offset, (unsigned char *)f->buf + f->have,
+			     f->extent.len, io->res);
+	if (took < 0) {
+		srv_failed(f, (int)took);
+		return;
+	}
+	f->have += (uint64_t)took;
+	f->extent.offset += (uint64_t)took;
+	f->extent.len -= (uint64_t)took;
+	gather(f);
+}
+
+/* Read what is left of the extent. True if it is there, false if somebody will go on with it later. */
+static bool read_part(struct srv_fetch *f)
+{
+	struct srv_extent *e = &f->extent;
+	unsigned char *to = (unsigned char *)f->buf + f->have;
+	int64_t took = srv_file_now(e->source, e->offset, to, e->len);
+
+	if (took != -EAGAIN)
+		took = srv_file_took(e->source, e->offset, to, e->len, took);
+	if (took < 0 && took != -EAGAIN) {
+		srv_failed(f, (int)took);
+		return false;
+	}
+	if (took > 0) {
+		f->have += (uint64_t)took;
+		e->offset += (uint64_t)took;
+		e->len -= (uint64_t)took;
+		if (!e->len)
+			return true;
+		to += took;
+	}
+	srv_file_prepare(e->source, e->offset, to, e->len, &f->io);
+	f->io.done = read_done;
+	f->stage = SRV_READING;
+	f->loop->reading++;
+	f->loop->ops->read(f->loop->engine, &f->io);
+	return false;
+}
+
+static bool ask_part(struct srv_fetch *f)
+{
+	struct srv_region *r = srv_fetch_region(f);
+	struct libuffd_request about = { .space = f->port->space->id,
+					 .region = r->id,
+					 .address = f->address + f->have };
+	int ret;
+
+	if (!srv_callback_begin(f->loop->server, r)) {
+		srv_fetch_abandon(f, true);
+		return false;
+	}
+	f->stage = SRV_ASKING;
+	ret = srv_custom_ask(f->extent.source, f, f->extent.offset, f->extent.len, &about);
+	srv_callback_end(f->loop->server, r);
+	if (ret < 0) {
+		f->stage = SRV_AT_WORK;
+		srv_failed(f, ret);
+	}
+	return false;
+}
+
+/* One part of the bytes: true when it is there. */
+static bool get_part(struct srv_fetch *f)
+{
+	struct srv_extent *e = &f->extent;
+	unsigned char *to = (unsigned char *)f->buf + f->have;
+
+	switch (e->have) {
+	case SRV_HAVE_FILE:
+		return read_part(f);
+	case SRV_HAVE_CUSTOM:
+		return ask_part(f);
+	case SRV_HAVE_MEMORY:
+		memcpy(to, e->memory, (size_t)e->len);
+		break;
+	default:
+		memset(to, 0, (size_t)e->len);
+		break;
+	}
+	f->have += e->len;
+	e->len = 0;
+	return true;
+}
+
+/* Fill the buffer, part by part. Ends in an answer, a failure, or somebody who goes on here later. */
+static void gather(struct srv_fetch *f)
+{
+	if (srv_is_dead(f) || srv_is_forgotten(f)) {
+		srv_fetch_abandon(f, srv_is_forgotten(f));
+		return;
+	}
+	while (f->have < srv_fetch_len(f)) {
+		int ret;
+
+		if (!f->extent.len) {
+			ret = plan_next(f);
+			if (ret < 0) {
+				srv_failed(f, ret);
+				return;
+			}
+		}
+		if (!get_part(f))
+			return;
+	}
+	slot_give(f);
+	srv_answer(f);
+}
+
+/* Bytes or zeros came for the extent: into the buffer with them, unless they are all there is to be had. */
+static bool take_in(struct srv_fetch *f, void *came)
+{
+	uint64_t len = f->extent.len;
+	unsigned char *to;
+
+	if (came && !f->have && len == srv_fetch_len(f) && !straight_into_alias(f)) {
+		f->owned = came;
+		f->owned_len = len;
+		f->data = came;
+		return true;
+	}
+	if (!get_buffer(f)) {
+		srv_custom_give_back(f->extent.source, came, len);
+		return false;
+	}
+	to = (unsigned char *)f->buf + f->have;
+	if (came)
+		memcpy(to, came, (size_t)len);
+	else
+		memset(to, 0, (size_t)len);
+	srv_custom_give_back(f->extent.source, came, len);
+	return true;
+}
+
+static void arrived(struct srv_loop *loop, struct srv_post *post)
+{
+	struct srv_fetch *f = (void *)((char *)post - offsetof(struct srv_fetch, post));
+	void *came = f->came;
+
+	(void)loop;
+	f->stage = SRV_AT_WORK;
+	f->came = NULL;
+	if (f->came_result < 0) {
+		srv_failed(f, f->came_result);
+	} else if (f->came_result == LIBUFFD_FETCHED_POISON) {
+		srv_drop_bytes(f);
+		f->answer = LIBUFFD_ANSWER_POISON;
+		f->flags = 0;
+		srv_answer(f);
+	} else if (!take_in(f, came)) {
+		srv_failed(f, -ENOMEM);
+	} else {
+		f->have += f->extent.len;
+		f->extent.len = 0;
+		gather(f);
+	}
+}
+
+void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf)
+{
+	f->came = buf;
+	f->came_result = result;
+	f->post.run = arrived;
+	srv_loop_post(f->loop, &f->post);
+}
+
+/* ---- Beginning --------------------------------------------------------------------------------- */
+
+/* Split off what the source has in another place: a fetch of its own, to be begun next. */
+static void split_rest(struct srv_fetch *f, uint64_t keep)
+{
+	struct srv_fetch *rest;
+
+	if (keep >= f->n)
+		return;
+	f->fresh = false;
+	rest = srv_fetch_new(f->port, f->why == SRV_DEMAND ? SRV_PREFETCH : f->why, f->arrived);
+	if (rest && f->asked >= f->first + keep && f->why == SRV_DEMAND) {
+		/* The page that is waited for is in the other part. */
+		rest->why = SRV_DEMAND;
+		rest->asked = f->asked;
+		f->why = SRV_PREFETCH;
+		f->arrived = 0;
+	}
+	if (!rest) {
+		/* No memory: these pages come when they are asked for. */
+		srv_let_go(f, f->first + keep, f->n - keep);
+		f->n = keep;
+		if (f->asked >= f->first + keep && f->why == SRV_DEMAND) {
+			/* Whoever asked does so again. */
+			f->why = SRV_PREFETCH;
+			f->arrived = 0;
+		}
+		return;
+	}
+	rest->pages = srv_pages_ref(f->pages);
+	rest->page_shift = f->page_shift;
+	rest->first = f->first + keep;
+	rest->n = f->n - keep;
+	rest->address = f->address + (keep << f->page_shift);
+	rest->answer = f->answer;
+	rest->flags = f->flags;
+	f->n = keep;
+	srv_fetch_begin(rest);
+}
+
+static void queue(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	f->stage = SRV_QUEUED;
+	f->next = NULL;
+	*loop->queue_end = f;
+	loop->queue_end = &f->next;
+	atomic_fetch_add_explicit(&loop->queued, 1, memory_order_relaxed);
+}
+
+/* Bytes that must be read: when there is a slot for it, and memory. */
+static void begin_reading(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	f->fresh = false;
+	if (!f->counted) {
+		if (atomic_load_explicit(&loop->in_flight, memory_order_relaxed) >=
+		    loop->server->opts.depth) {
+			queue(f);
+			return;
+		}
+		slot_take(f);
+	}
+	/* A custom source that has all of it brings a buffer of its own. */
+	if (!(f->extent.have == SRV_HAVE_CUSTOM && f->extent.len == srv_fetch_len(f)) &&
+	    !get_buffer(f)) {
+		srv_failed(f, -ENOMEM);
+		return;
+	}
+	gather(f);
+}
+
+void srv_begin_queued(struct srv_loop *loop)
+{
+	while (loop->queue && atomic_load_explicit(&loop->in_flight, memory_order_relaxed) <
+				      loop->server->opts.depth) {
+		struct srv_fetch *f = loop->queue;
+
+		loop->queue = f->next;
+		if (!loop->queue)
+			loop->queue_end = &loop->queue;
+		atomic_fetch_sub_explicit(&loop->queued, 1, memory_order_relaxed);
+		f->stage = SRV_AT_WORK;
+		if (srv_is_dead(f) || srv_is_forgotten(f))
+			srv_fetch_abandon(f, srv_is_forgotten(f));
+		else
+			begin_reading(f);
+	}
+}
+
+/* How a region's bytes get to their place. */
+static uint32_t answer_kind(const struct srv_pages *pages)
+{
+	return pages->region->cfg.alias ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_COPY;
+}
+
+void srv_fetch_begin(struct srv_fetch *f)
+{
+	struct srv_region *r = srv_fetch_region(f);
+	uint64_t whole;
+	int ret;
+
+	f->stage = SRV_AT_WORK;
+	f->answer = answer_kind(f->pages);
+	f->flags = r->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
+	if (!r->source) {
+		/* What is in the page cache is right as it is. */
+		f->answer = LIBUFFD_ANSWER_CONTINUE;
+		srv_answer(f);
+		return;
+	}
+	srv_count(r->counters, SRV_FETCHES, 1);
+	f->have = 0;
+	ret = plan_next(f);
+	if (ret < 0) {
+		srv_failed(f, ret);
+		return;
+	}
+	whole = f->extent.len >> f->page_shift;
+	split_rest(f, whole ? whole : 1);
+	if (f->extent.len > srv_fetch_len(f))
+		f->extent.len = srv_fetch_len(f);
+	if (whole && f->extent.have == SRV_HAVE_MEMORY) {
+		f->data = f->extent.memory;
+		f->extent.len = 0;
+		srv_answer(f);
+	} else if (whole && f->extent.have == SRV_HAVE_ZERO) {
+		/* A mapping of the page cache gets its zeros there; f->data stays NULL. */
+		if (f->answer == LIBUFFD_ANSWER_COPY)
+			f->answer = LIBUFFD_ANSWER_ZERO;
+		f->extent.len = 0;
+		srv_answer(f);
+	} else {
+		begin_reading(f);
+	}
+}
+
+/* ---- When its loop ends ------------------------------------------------------------------------ */
+
+/* The fetch is about to go, and its post with it. Under the inbox's lock. */
+static void unpost(struct srv_loop *loop, struct srv_post *post)
+{
+	struct srv_post **at = &loop->inbox;
+
+	while (*at != post)
+		at = &(*at)->next;
+	*at = post->next;
+	if (!*at)
+		loop->inbox_end = at;
+}
+
+/* The last one: nothing is under way any more but what custom sources still have. */
+static void forget_one(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	if (f->stage == SRV_ASKING && !srv_custom_abandon(f->extent.source, f)) {
+		/* Its answer is being given this very moment. */
+		bool posted;
+
+		do {
+			pthread_mutex_lock(&loop->inbox_lock);
+			posted = f->post.posted;
+			if (posted)
+				unpost(loop, &f->post);
+			pthread_mutex_unlock(&loop->inbox_lock);
+		} while (!posted);
+		srv_custom_give_back(f->extent.source, f->came, f->extent.len);
+	}
+	srv_fetch_abandon(f, false);
+}
+
+void srv_loop_forget(struct srv_loop *loop)
+{
+	struct srv_slab *slab;
+
+	loop->queue = NULL;
+	loop->queue_end = &loop->queue;
+	loop->again = NULL;
+	for (struct srv_port *port = loop->ports; port; port = port->next) {
+		port->deferred = NULL;
+		port->deferred_end = &port->deferred;
+	}
+	while (loop->all)
+		forget_one(loop->all);
+	while ((slab = loop->slabs)) {
+		loop->slabs = slab->next;
+		munmap(slab, sizeof(*slab));
+	}
+	loop->spare = NULL;
+	srv_pool_clear(&loop->pool);
+}
