@@ -380,7 +380,8 @@ LIBUFFD_EXPORT int libuffd_source_memory(const void *addr, uint64_t len,
 LIBUFFD_EXPORT int libuffd_source_zero(struct libuffd_source **out);
 
 /*
- * A file or block device. The descriptor is duplicated. Opened with O_DIRECT it is read so. Holes become
+ * A file or block device. The descriptor is duplicated. Opened with O_DIRECT it is read so, by io_uring into
+ * buffers whose pages the ring holds on to: 4 MiB a thread of RLIMIT_MEMLOCK, or they do without. Holes become
  * zero pages (or fall through to the next of a chain); looking for them moves the descriptor's file
  * offset. A last page that the file fills in part only is completed with zeros. The file must not
  * change while it is served: if it got shorter, the fetch fails with -EIO.

@@ -1,16 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /* Buffers to read into. */
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "srv.h"
 
+/* A buffer in the pool begins with the address of the next of its size. */
+struct srv_idle {
+	struct srv_idle *next;
+};
+
 #define KEEP ((size_t)32 << 20) /* the most that lies idle in a pool */
 
-/* A buffer in the pool begins with the address of the next of its size. */
-struct idle {
-	struct idle *next;
-};
+/*
+ * An unprivileged user may lock 8 MiB of memory in all. What is larger than SMALL is not worth it: to look its
+ * pages up is little beside the read.
+ */
+#define ARENA ((size_t)4 << 20)
+#define SMALL ((size_t)64 << 10)
 
 /* Log2 of the size that @len is rounded up to; the number of sizes if it is beyond them all. */
 static unsigned int class_of(const struct srv_pool *p, size_t len)
@@ -61,10 +69,60 @@ static void *map(size_t size)
 	return buf;
 }
 
+static bool in_arena(const struct srv_pool *p, const void *buf)
+{
+	return p->arena && (uintptr_t)buf - (uintptr_t)p->arena < ARENA;
+}
+
+/* What is taken of the arena is not given back to it, only kept for the next of its size. */
+static void *from_arena(struct srv_pool *p, size_t size)
+{
+	void *buf = p->arena + p->arena_used;
+
+	if (!p->arena || size > SMALL || size > ARENA - p->arena_used)
+		return NULL;
+	p->arena_used += size;
+	return buf;
+}
+
+void srv_pool_fix(struct srv_pool *p, const struct srv_engine_ops *ops, struct srv_engine *e)
+{
+	void *arena;
+
+	if (p->arena_tried)
+		return;
+	p->arena_tried = true;
+	arena = ops->fix ? map(ARENA) : NULL;
+	if (!arena)
+		return;
+	if (ops->fix(e, arena, ARENA))
+		munmap(arena, ARENA);
+	else
+		p->arena = arena;
+}
+
+/* All that is idle, but what lies in the arena. */
+static void unmap_idle(struct srv_pool *p)
+{
+	for (unsigned int i = 0; i < sizeof(p->free) / sizeof(p->free[0]); i++) {
+		struct srv_idle **at = &p->free[i], *idle;
+
+		while ((idle = *at)) {
+			if (in_arena(p, idle)) {
+				at = &idle->next;
+			} else {
+				*at = idle->next;
+				munmap(idle, (size_t)1 << i);
+			}
+		}
+	}
+	p->kept = 0;
+}
+
 void *srv_pool_get(struct srv_pool *p, size_t len)
 {
 	unsigned int i = class_of(p, len);
-	struct idle *idle;
+	struct srv_idle *idle;
 	void *buf;
 
 	if (i >= sizeof(p->free) / sizeof(p->free[0]))
@@ -72,13 +130,16 @@ void *srv_pool_get(struct srv_pool *p, size_t len)
 	idle = p->free[i];
 	if (idle) {
 		p->free[i] = idle->next;
-		p->kept -= (size_t)1 << i;
+		if (!in_arena(p, idle))
+			p->kept -= (size_t)1 << i;
 		return idle;
 	}
-	buf = map((size_t)1 << i);
+	buf = from_arena(p, (size_t)1 << i);
+	if (!buf)
+		buf = map((size_t)1 << i);
 	if (!buf && p->kept) {
 		/* What other sizes have kept may be what is lacking. */
-		srv_pool_clear(p);
+		unmap_idle(p);
 		buf = map((size_t)1 << i);
 	}
 	return buf;
@@ -87,28 +148,25 @@ void *srv_pool_get(struct srv_pool *p, size_t len)
 void srv_pool_put(struct srv_pool *p, void *buf, size_t len)
 {
 	unsigned int i = class_of(p, len);
-	struct idle *idle = buf;
+	struct srv_idle *idle = buf;
 
 	if (!buf)
 		return;
-	if ((size_t)1 << i > KEEP - p->kept) {
-		munmap(buf, (size_t)1 << i);
-		return;
+	if (!in_arena(p, buf)) {
+		if ((size_t)1 << i > KEEP - p->kept) {
+			munmap(buf, (size_t)1 << i);
+			return;
+		}
+		p->kept += (size_t)1 << i;
 	}
 	idle->next = p->free[i];
 	p->free[i] = idle;
-	p->kept += (size_t)1 << i;
 }
 
 void srv_pool_clear(struct srv_pool *p)
 {
-	struct idle *idle;
-
-	for (unsigned int i = 0; i < sizeof(p->free) / sizeof(p->free[0]); i++) {
-		while ((idle = p->free[i])) {
-			p->free[i] = idle->next;
-			munmap(idle, (size_t)1 << i);
-		}
-	}
-	p->kept = 0;
+	unmap_idle(p);
+	if (p->arena)
+		munmap(p->arena, ARENA);
+	memset(p, 0, sizeof(*p));
 }

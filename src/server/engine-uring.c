@@ -98,6 +98,9 @@ struct srv_engine {
 	uint32_t depth, nfree;
 	struct srv_ios queued, done;
 
+	unsigned char *fixed; /* memory whose pages the ring has, or NULL */
+	size_t fixed_len;
+
 	struct srv_watch kick, timer;
 	uint64_t count; /* what these read, of no interest */
 	bool alarmed;
@@ -215,6 +218,13 @@ static bool arm(struct srv_engine *e, uint32_t i, bool may_read)
 	return true;
 }
 
+static bool is_fixed(const struct srv_engine *e, const struct srv_io *io)
+{
+	uintptr_t from = (uintptr_t)io->buf - (uintptr_t)e->fixed;
+
+	return e->fixed && from < e->fixed_len && io->len <= e->fixed_len - from;
+}
+
 static bool begin(struct srv_engine *e, struct srv_io *io)
 {
 	struct io_uring_sqe *sqe = get_sqe(e);
@@ -224,7 +234,10 @@ static bool begin(struct srv_engine *e, struct srv_io *io)
 		return false;
 	i = e->free_io[--e->nfree];
 	e->flying[i] = io;
-	io_uring_prep_read(sqe, io->fd, io->buf, io->len, io->offset);
+	if (is_fixed(e, io))
+		io_uring_prep_read_fixed(sqe, io->fd, io->buf, io->len, io->offset, 0);
+	else
+		io_uring_prep_read(sqe, io->fd, io->buf, io->len, io->offset);
 	io_uring_sqe_set_data64(sqe, user_data(i, TAG_IO));
 	/* It was refused because it would have to wait, so let it be waited for by a worker. */
 	if (io->res)
@@ -605,6 +618,24 @@ static void uring_read(struct srv_engine *e, struct srv_io *io)
 	srv_ios_push(&e->queued, io);
 }
 
+static int register_fixed(struct io_uring *ring, void *at, size_t len)
+{
+	struct iovec iov = { at, len };
+
+	return io_uring_register_buffers(ring, &iov, 1);
+}
+
+static int uring_fix(struct srv_engine *e, void *at, size_t len)
+{
+	int err = register_fixed(&e->ring, at, len);
+
+	if (err)
+		return err;
+	e->fixed = at;
+	e->fixed_len = len;
+	return 0;
+}
+
 /* ---- Life ---------------------------------------------------------------------------------------- */
 
 static int new_ring(const struct srv_engine *e, unsigned int flags, struct io_uring *out)
@@ -944,6 +975,8 @@ static int stop_deferring(struct srv_engine *e)
 	close(e->leash);
 	e->ring = plain;
 	e->leash = end;
+	if (e->fixed && register_fixed(&e->ring, e->fixed, e->fixed_len))
+		e->fixed = NULL;
 	e->defer = false;
 	return 0;
 }
@@ -1022,6 +1055,7 @@ const struct srv_engine_ops srv_engine_uring = {
 	.watch = uring_watch,
 	.unwatch = uring_unwatch,
 	.read = uring_read,
+	.fix = uring_fix,
 	.turn = uring_turn,
 	.fd = uring_fd,
 	.alarm = uring_alarm,

@@ -125,6 +125,13 @@ struct srv_engine_ops {
 	void (*read)(struct srv_engine *e, struct srv_io *io);
 
 	/*
+	 * Reads into this memory will be many, so let the kernel hold on to its pages: it need not look them up
+	 * for each one. Once; the memory stays where it is until destroy(). Pinned pages cannot be moved.
+	 * NULL, or -errno: reads go there as they go anywhere.
+	 */
+	int (*fix)(struct srv_engine *e, void *at, size_t len);
+
+	/*
 	 * Hand over what was asked for, wait at most @timeout_ns (negative: for ever) for something to
 	 * happen or for a kick, call back. All messages() of a turn come before any readable(), and these
 	 * before any done(): a message that was taken from the kernel has let its thread go on, so it must be

@@ -131,13 +131,17 @@ static bool straight_into_alias(const struct srv_fetch *f)
 static bool get_buffer(struct srv_fetch *f)
 {
 	struct srv_region *r = srv_fetch_region(f);
+	struct srv_loop *loop = f->loop;
 
 	if (f->buf)
 		return true;
 	if (straight_into_alias(f)) {
 		f->buf = (unsigned char *)r->cfg.alias + (f->first << f->page_shift);
 	} else {
-		f->buf = srv_pool_get(&f->loop->pool, (size_t)srv_fetch_len(f));
+		/* A device writes into the very pages; of other files the bytes are copied there. */
+		if (f->extent.have == SRV_HAVE_FILE && srv_file_is_direct(f->extent.source))
+			srv_pool_fix(&loop->pool, loop->ops, loop->engine);
+		f->buf = srv_pool_get(&loop->pool, (size_t)srv_fetch_len(f));
 		f->buf_len = f->buf ? (size_t)srv_fetch_len(f) : 0;
 	}
 	f->data = f->buf;

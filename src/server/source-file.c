@@ -131,6 +131,11 @@ static uint64_t in_file(const struct file *f, uint64_t offset, uint64_t len)
 	return offset < f->base.len ? least(len, f->base.len - offset) : 0;
 }
 
+bool srv_file_is_direct(const struct libuffd_source *src)
+{
+	return ((const struct file *)src)->direct;
+}
+
 /* O_DIRECT reads whole pages, so the next part of a read begins where the page does. */
 static uint64_t skew(const struct file *f, uint64_t offset)
 {

@@ -242,6 +242,7 @@ bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, u
  * bytes of the buffer are right now (the tail of a last page is filled with zeros), or -EIO if the
  * file has become shorter, or the -errno.
  */
+bool srv_file_is_direct(const struct libuffd_source *src);
 int64_t srv_file_now(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len);
 void srv_file_prepare(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len,
 		      struct srv_io *io);
@@ -268,14 +269,23 @@ bool srv_custom_abandon(struct libuffd_source *src, struct srv_fetch *f);
 #define SRV_MOVE_LEN ((size_t)2 << 20)
 
 /* Memory to read into, page-aligned, kept for the next fetch. One pool a loop, and no lock. */
+struct srv_idle;
+
 struct srv_pool {
-	void *free[32]; /* by log2 of the size */
-	size_t kept;	/* bytes */
+	struct srv_idle *free[32]; /* by log2 of the size */
+	size_t kept;		   /* bytes */
+
+	/* Where small ones are taken from, once there is such a place, and how much of it has been. */
+	unsigned char *arena;
+	size_t arena_used;
+	bool arena_tried;
 };
 
 void *srv_pool_get(struct srv_pool *p, size_t len); /* or NULL */
 void srv_pool_put(struct srv_pool *p, void *buf, size_t len);
 void srv_pool_clear(struct srv_pool *p);
+/* From now on small ones lie where the engine is told to fix its buffers. Only the first call does something. */
+void srv_pool_fix(struct srv_pool *p, const struct srv_engine_ops *ops, struct srv_engine *e);
 
 /* ---- fault.c, fetch.c, answer.c ---------------------------------------------------------------- */
 

@@ -1110,6 +1110,49 @@ static void a_direct_read_gives_what_is_there(void **state)
 	close(fd);
 }
 
+static void read_into(struct bench *b, int fd, unsigned char *to, uint32_t len, uint64_t offset)
+{
+	struct job job;
+
+	begin(b, &job, fd, to, len, offset);
+	assert_int_equal(result(b, &job), len);
+}
+
+/*
+ * Its pages are the engine's: once others are mapped over them, reads still go to the ones that it has, which
+ * is how one sees that it has them.
+ */
+static void a_read_into_fixed_memory(void **state)
+{
+	struct bench b = up(state);
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	int fd = some_file(16 * page, 0), prot = PROT_READ | PROT_WRITE;
+	unsigned char *at = mmap(NULL, 6 * page, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	assert_true(fd >= 0);
+	assert_ptr_not_equal(at, MAP_FAILED);
+	if (b.ops->fix)
+		assert_int_equal(b.ops->fix(b.e, at, 4 * page), 0);
+	/* The second time on another ring, where the kernel's own does not tell of its work. */
+	for (unsigned int i = 0; i < 2; i++) {
+		uint64_t from = (5 + i) * page;
+
+		read_into(&b, fd, at + page, (uint32_t)page, from);
+		assert_true(right_bytes(at + page, page, from));
+		/* Of this a part only is fixed. */
+		read_into(&b, fd, at + 3 * page, (uint32_t)(2 * page), from);
+		assert_true(right_bytes(at + 3 * page, 2 * page, from));
+		assert_ptr_equal(
+			mmap(at, page, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), at);
+		read_into(&b, fd, at, (uint32_t)page, from);
+		assert_int_equal(right_bytes(at, page, from), !b.ops->fix);
+		b.ops->alarm(b.e, UINT64_MAX);
+	}
+	down(&b);
+	munmap(at, 6 * page);
+	close(fd);
+}
+
 #define DEPTH 64
 #define READS 500
 
@@ -1328,6 +1371,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(a_read_gives_what_is_there),
 	OF_EVERY_ENGINE(a_read_that_fails_says_why),
 	OF_EVERY_ENGINE(a_direct_read_gives_what_is_there),
+	OF_EVERY_ENGINE(a_read_into_fixed_memory),
 	OF_EVERY_ENGINE(many_reads_through_a_full_engine),
 	OF_EVERY_ENGINE(a_first_message_comes_before_what_was_read),
 	OF_EVERY_ENGINE(a_later_message_comes_before_what_was_read),

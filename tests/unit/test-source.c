@@ -1447,7 +1447,7 @@ static void of_two_answers_one_counts(void **state)
 
 static void buffers_are_pages_and_come_back(void **state)
 {
-	struct srv_pool pool = { { NULL }, 0 };
+	struct srv_pool pool = { .kept = 0 };
 	unsigned char *a, *b;
 
 	(void)state;
@@ -1489,7 +1489,7 @@ static bool mapped(void *addr)
 
 static void a_pool_does_not_keep_everything(void **state)
 {
-	struct srv_pool pool = { { NULL }, 0 };
+	struct srv_pool pool = { .kept = 0 };
 	size_t size = (size_t)4 << 20;
 	void *all[16], *big;
 	unsigned int still = 0;
@@ -1518,7 +1518,7 @@ static void a_pool_does_not_keep_everything(void **state)
 
 static void a_buffer_that_cannot_be_had_is_null(void **state)
 {
-	struct srv_pool pool = { { NULL }, 0 };
+	struct srv_pool pool = { .kept = 0 };
 
 	(void)state;
 	assert_null(srv_pool_get(&pool, SIZE_MAX));
@@ -1529,7 +1529,7 @@ static void a_buffer_that_cannot_be_had_is_null(void **state)
 /* A fork must not take the page away that a direct read is filling. */
 static void buffers_are_not_copied_to_children(void **state)
 {
-	struct srv_pool pool = { { NULL }, 0 };
+	struct srv_pool pool = { .kept = 0 };
 	void *buf = srv_pool_get(&pool, page);
 	int status;
 	pid_t pid;
@@ -1545,6 +1545,85 @@ static void buffers_are_not_copied_to_children(void **state)
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
 	srv_pool_put(&pool, buf, page);
+	srv_pool_clear(&pool);
+}
+
+static struct {
+	unsigned char *at;
+	size_t len;
+	unsigned int calls;
+	int result;
+} fixed;
+
+static int fix(struct srv_engine *e, void *at, size_t len)
+{
+	(void)e;
+	fixed.at = at;
+	fixed.len = len;
+	fixed.calls++;
+	return fixed.result;
+}
+
+static bool is_fixed(const void *buf)
+{
+	return (uintptr_t)buf - (uintptr_t)fixed.at < fixed.len;
+}
+
+/* Small ones lie in it as long as there is room, large ones never; and it goes when the pool does. */
+static void small_buffers_lie_where_the_engine_has_them(void **state)
+{
+	static const struct srv_engine_ops ops = { .fix = fix };
+	struct srv_pool pool = { .kept = 0 };
+	size_t small = (size_t)64 << 10, n;
+	void *large, *first, *buf;
+
+	(void)state;
+	memset(&fixed, 0, sizeof(fixed));
+	srv_pool_fix(&pool, &ops, NULL);
+	srv_pool_fix(&pool, &ops, NULL);
+	assert_int_equal(fixed.calls, 1);
+	large = srv_pool_get(&pool, 2 * small);
+	assert_non_null(large);
+	assert_false(is_fixed(large));
+	first = srv_pool_get(&pool, small);
+	for (n = 1, buf = first; is_fixed(buf); n++) {
+		memset(buf, 1, small);
+		buf = srv_pool_get(&pool, small);
+	}
+	assert_int_equal(n - 1, fixed.len / small);
+	assert_non_null(buf);
+	srv_pool_put(&pool, buf, small);
+	srv_pool_put(&pool, first, small);
+	assert_true(pool.kept == small); /* the arena's do not count */
+	assert_ptr_equal(srv_pool_get(&pool, small), first);
+	assert_ptr_equal(srv_pool_get(&pool, small), buf);
+	srv_pool_put(&pool, first, small);
+	srv_pool_put(&pool, buf, small);
+	srv_pool_put(&pool, large, 2 * small);
+	srv_pool_clear(&pool);
+	assert_false(mapped(first));
+	assert_false(mapped(buf));
+}
+
+static void an_engine_that_fixes_nothing_is_asked_once(void **state)
+{
+	static const struct srv_engine_ops refuses = { .fix = fix }, cannot;
+	struct srv_pool pool = { .kept = 0 };
+	void *buf;
+
+	(void)state;
+	memset(&fixed, 0, sizeof(fixed));
+	fixed.result = -ENOMEM;
+	srv_pool_fix(&pool, &refuses, NULL);
+	srv_pool_fix(&pool, &refuses, NULL);
+	assert_int_equal(fixed.calls, 1);
+	assert_false(mapped(fixed.at));
+	buf = srv_pool_get(&pool, page);
+	assert_non_null(buf);
+	srv_pool_put(&pool, buf, page);
+	srv_pool_clear(&pool);
+	srv_pool_fix(&pool, &cannot, NULL);
+	assert_null(pool.arena);
 	srv_pool_clear(&pool);
 }
 
@@ -1593,6 +1672,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(completing_and_abandoning_never_both_win),
 	cmocka_unit_test(of_two_answers_one_counts),
 	cmocka_unit_test(buffers_are_pages_and_come_back),
+	cmocka_unit_test(small_buffers_lie_where_the_engine_has_them),
+	cmocka_unit_test(an_engine_that_fixes_nothing_is_asked_once),
 	cmocka_unit_test(a_pool_does_not_keep_everything),
 	cmocka_unit_test(a_buffer_that_cannot_be_had_is_null),
 	cmocka_unit_test(buffers_are_not_copied_to_children),
