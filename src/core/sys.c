@@ -98,7 +98,12 @@ void sys_yield(void)
 
 void *sys_map_zeros(size_t len)
 {
-	void *p = mmap(NULL, len, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	/*
+	 * Populated: COPY faults where it is not, and while it does so a huge page of hugetlb that it has taken
+	 * lies beside the one that it will take, which may be one more than there are.
+	 */
+	void *p = mmap(NULL, len, PROT_READ,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }

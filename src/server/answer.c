@@ -4,8 +4,13 @@
  * it failed, and then the policy of its region says what becomes of whoever waits.
  */
 #include <string.h>
+#include <sys/mman.h>
 
 #include "fetch.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 
 /* ---- Giving up --------------------------------------------------------------------------------- */
 
@@ -116,6 +121,19 @@ static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void 
 }
 
 /*
+ * Where a part of the source has yet to be brought in, the kernel copies into a second huge page first, outside
+ * of its locks; a gigantic one it takes from those that are reserved, and without one more than the
+ * memory has the answer is ENOMEM. What cannot be brought in (or before 5.14) COPY finds out.
+ */
+static void bring_in(const struct srv_fetch *f, const void *data, uint64_t len)
+{
+	uintptr_t page = f->port->space->page_size, start = (uintptr_t)data & ~(page - 1);
+
+	if (UINT64_C(1) << f->page_shift > SRV_MOVE_LEN)
+		madvise((void *)start, (size_t)((uintptr_t)data - start + len), MADV_POPULATE_READ);
+}
+
+/*
  * One answer, by the call that tells most: what it comes to for a page that is there already is
  * libuffd_resolve()'s to get right.
  */
@@ -132,10 +150,12 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	ret = move(f, address, len, data, done);
 	if (ret == 0 || *done)
 		return ret;
-	if (f->answer == LIBUFFD_ANSWER_COPY)
+	if (f->answer == LIBUFFD_ANSWER_COPY) {
+		bring_in(f, data, len);
 		ret = libuffd_copy(u, address, data, (size_t)len, f->flags, done);
-	else if (f->answer == LIBUFFD_ANSWER_CONTINUE)
+	} else if (f->answer == LIBUFFD_ANSWER_CONTINUE) {
 		ret = libuffd_continue(u, address, (size_t)len, f->flags, done);
+	}
 	if (ret == 0)
 		return 0;
 	/* Of a page that is there already, that page alone, so that it can be counted. */

@@ -414,15 +414,48 @@ struct allowing {
 	uint64_t address, len;
 };
 
+/*
+ * How much of [address, address + len) has pages of one size, and which: of a huge page the kernel unprotects
+ * all or nothing.
+ */
+static uint64_t same_pages(struct srv_space *sp, uint64_t address, uint64_t len,
+			   unsigned int *shift)
+{
+	const struct srv_seg *seg;
+	uint64_t end = address + (len - 1);
+
+	*shift = (unsigned int)__builtin_ctzll(sp->page_size);
+	pthread_mutex_lock(&sp->lock);
+	seg = srv_map_find(&sp->map, address);
+	if (seg) {
+		*shift = seg->page_shift;
+		end = seg->end - 1 < end ? seg->end - 1 : end;
+	} else {
+		for (size_t i = 0; i < sp->map.n; i++)
+			if (sp->map.seg[i].start > address && sp->map.seg[i].start <= end)
+				end = sp->map.seg[i].start - 1;
+	}
+	pthread_mutex_unlock(&sp->lock);
+	return end - address + 1;
+}
+
 static void allow_now(struct srv_loop *loop, struct srv_post *post)
 {
 	struct allowing *a = (void *)((char *)post - offsetof(struct allowing, post));
 	struct srv_space *sp = a->port->space;
 
 	(void)loop;
-	if (!a->port->closed && !atomic_load(&sp->dead))
-		srv_allow(a->port, a->address, a->len, (unsigned int)__builtin_ctzll(sp->page_size),
-			  0);
+	while (a->len && !a->port->closed && !atomic_load(&sp->dead)) {
+		unsigned int shift;
+		uint64_t n = same_pages(sp, a->address, a->len, &shift);
+
+		/* A part of a page is refused by the kernel, and its writer asks again. */
+		if (!aligned(a->address | n, UINT64_C(1) << shift))
+			shift = (unsigned int)__builtin_ctzll(sp->page_size);
+		srv_allow(a->port, a->address, n, shift, 0);
+		a->address += n;
+		a->len -= n;
+	}
 	srv_port_unref(a->port);
 	free(a);
 }
