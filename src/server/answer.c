@@ -12,6 +12,8 @@
 #define MADV_POPULATE_READ 22
 #endif
 
+#define LARGEST_SHIFT 30 /* of a huge page that a program may have: 1 GiB */
+
 /* ---- Giving up --------------------------------------------------------------------------------- */
 
 static void space_lock(const struct srv_fetch *f)
@@ -286,6 +288,20 @@ static void finish(struct srv_fetch *f)
 	srv_fetch_end(f);
 }
 
+/*
+ * Nobody has told how large pages are at an address of no region, and of a huge one the kernel refuses a
+ * part: the next larger size, then. Not for zeros, which are said of known pages only.
+ */
+static bool widen(struct srv_fetch *f)
+{
+	if (f->pages || f->n != 1 || f->page_shift >= LARGEST_SHIFT ||
+	    f->answer == LIBUFFD_ANSWER_ZERO)
+		return false;
+	f->page_shift++;
+	f->address = f->address >> f->page_shift << f->page_shift;
+	return true;
+}
+
 /* What an error of an answer means. True: go on behind the first @done bytes; false: the fetch has ended. */
 static bool answer_failed(struct srv_fetch *f, int ret)
 {
@@ -303,10 +319,13 @@ static bool answer_failed(struct srv_fetch *f, int ret)
 		srv_space_retire(f->port->space, f->loop, -ESRCH);
 		srv_fetch_abandon(f, false);
 		return false;
-	default:
-		srv_failed(f, ret);
-		return false;
+	case -EINVAL:
+		if (widen(f))
+			return true;
+		break;
 	}
+	srv_failed(f, ret);
+	return false;
 }
 
 /* Where the bytes for page @at of the fetch are, put into the alias if that is how they get there. */
@@ -389,15 +408,15 @@ static int install_run(struct srv_fetch *f)
 	return ret;
 }
 
-static void tell_unknown(struct srv_port *port, uint64_t address, uint32_t done)
+static void tell_unknown(const struct srv_fetch *f, uint32_t done)
 {
 	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_UNKNOWN,
-					 .space = port->space->id,
-					 .address = address,
-					 .len = port->space->page_size,
+					 .space = f->port->space->id,
+					 .address = f->address,
+					 .len = srv_fetch_len(f),
 					 .done = done };
 
-	srv_notice(port->loop->server, &notice);
+	srv_notice(f->loop->server, &notice);
 }
 
 /* Whoever touches memory of no region waits, unless an event that is not read yet tells what is there. */
@@ -413,7 +432,7 @@ static int leave_waiting(struct srv_fetch *f)
 	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
 		return ret;
 	f->pos = f->n;
-	tell_unknown(f->port, f->address, LIBUFFD_DONE_WAITS);
+	tell_unknown(f, LIBUFFD_DONE_WAITS);
 	return 0;
 }
 
@@ -432,7 +451,7 @@ static int install_bare(struct srv_fetch *f)
 	count_answer(f, done >> f->page_shift, present);
 	f->pos += done >> f->page_shift;
 	if (ret == 0 && f->answer == LIBUFFD_ANSWER_POISON && !f->told)
-		tell_unknown(f->port, f->address, LIBUFFD_DONE_POISONED);
+		tell_unknown(f, LIBUFFD_DONE_POISONED);
 	return ret;
 }
 

@@ -1003,6 +1003,39 @@ static void an_unknown_address_is_poisoned_where_that_is_the_policy(void **state
 	turn_server();
 	assert_int_equal(touch(mem_page(&stage.m, 1), false, NULL), SIGBUS);
 	assert_int_equal(wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0).done, LIBUFFD_DONE_POISONED);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+}
+
+/* No bytes are at stake; of what size the page is, the server has not been told. */
+static void a_write_to_an_unknown_page_goes_through(void **state)
+{
+	unsigned char byte = 0;
+	size_t done;
+
+	stage_up(state, 2, MISSING | WP, 0);
+	mem_register(stage.u, &stage.m, MISSING | WP);
+	assert_int_equal(libuffd_copy(stage.u, mem_at(&stage.m, 1), data_page(1), stage.m.page,
+				      LIBUFFD_COPY_WP, &done),
+			 0);
+	turn_server();
+	assert_int_equal(touch(mem_page(&stage.m, 1), true, NULL), 0);
+	assert_int_equal(touch(mem_page(&stage.m, 1) + 1, false, &byte), 0);
+	assert_int_equal(byte, data_page(1)[1]);
+	assert_int_equal(final_stats(0).faults_unknown, 1);
+}
+
+static void an_unknown_page_of_the_page_cache_is_mapped(void **state)
+{
+	unsigned char byte = 0;
+
+	REQUIRES(minor_features(stage_kind(state)));
+	stage_up(state, 2, MINOR, 0);
+	memcpy(stage.m.alias, stage.data, stage.m.len);
+	mem_register(stage.u, &stage.m, MINOR);
+	turn_server();
+	assert_int_equal(touch(mem_page(&stage.m, 1), false, &byte), 0);
+	assert_int_equal(byte, data_page(1)[0]);
+	assert_int_equal(final_stats(0).faults_unknown, 1);
 }
 
 static void a_removed_region_is_forgotten_and_another_takes_its_place(void **state)
@@ -1211,7 +1244,10 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(its_descriptor_tells_of_completions, MEM_ANON),
 	OF_ENGINES(a_signal_handler_can_stop_it, MEM_ANON),
 	OF_ALL(faults_wait_for_their_region),
-	OF_SMALL(an_unknown_address_is_poisoned_where_that_is_the_policy),
+	OF_ALL(an_unknown_address_is_poisoned_where_that_is_the_policy),
+	OF_ALL(a_write_to_an_unknown_page_goes_through),
+	OF_ENGINES(an_unknown_page_of_the_page_cache_is_mapped, MEM_SHMEM_SHARED),
+	OF_ENGINES(an_unknown_page_of_the_page_cache_is_mapped, MEM_HUGETLB_SHARED),
 	OF_SMALL(a_removed_region_is_forgotten_and_another_takes_its_place),
 	OF_ENGINES(whoever_waits_for_a_removed_region_is_unknown, MEM_ANON),
 	OF_ALL(whoever_waits_survives_the_server),

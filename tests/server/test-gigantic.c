@@ -177,10 +177,19 @@ static void map_gigantic(struct mem *m, enum mem_kind kind, size_t pages)
 	assert_ptr_not_equal(m->alias, MAP_FAILED);
 }
 
+/* Its shadow of all this would take many GiB, and minutes. */
+#ifdef __SANITIZE_THREAD__
+#define UNDER_TSAN 1
+#else
+#define UNDER_TSAN 0
+#endif
+
 static void gigantic_up(void **state, size_t pages, uint64_t modes, uint64_t features)
 {
 	if (sizeof(size_t) < 8)
 		SKIP("64-bit", "two pages of 1 GiB and their sources are too long for 32 bits");
+	if (UNDER_TSAN)
+		SKIP("no-sanitizer", "the thread sanitizer's shadow of some GiB takes many more");
 	if (!reserved)
 		SKIP("gigantic",
 		     "two huge pages of 1 GiB, and the memory for a third, are not to be had");
