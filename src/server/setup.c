@@ -276,7 +276,7 @@ static int map_region(struct srv_space *sp, struct srv_region *r)
 	ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
 			  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
 	if (ret == 0) {
-		ret = srv_map_reserve(&sp->map, SRV_MESSAGES);
+		ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 		if (ret < 0)
 			srv_map_forget(&sp->map, r);
 	}

@@ -94,7 +94,7 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 	sp->exit.readable = process_exited;
 	atomic_init(&sp->refs, 1);
 	pthread_mutex_init(&sp->lock, NULL);
-	ret = srv_map_reserve(&sp->map, SRV_MESSAGES);
+	ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 	if (ret == 0)
 		ret = make_ports(sp);
 	if (ret == 0 && cfg->pidfd >= 0) {
@@ -487,64 +487,13 @@ static void wake_range(const struct srv_port *port, uint64_t start, uint64_t len
 		libuffd_wake(port->space->u, start, (size_t)len);
 }
 
-/*
- * A move tells of itself before the old place is unmapped, and of that later. In between another mapping may
- * come to the old place: then what the first one left there is still on the map.
- */
-static void note_late(struct srv_space *sp, uint64_t start, uint64_t end)
-{
-	if (!(sp->features & LIBUFFD_FEATURE_EVENT_UNMAP))
-		return;
-	for (size_t i = 0; i < sp->map.n; i++) {
-		const struct srv_seg *seg = &sp->map.seg[i];
-		struct libuffd_span span = { seg->start > start ? seg->start : start,
-					     seg->end < end ? seg->end : end };
-
-		if (seg->pages || span.start >= span.end)
-			continue;
-		/* There are never so many moves in flight; forget the oldest. */
-		if (sp->nlate == SRV_LATE)
-			memmove(sp->late, sp->late + 1, --sp->nlate * sizeof(sp->late[0]));
-		sp->late[sp->nlate++] = span;
-	}
-}
-
-/* The first of the noted ranges in [start, end), taken off the list; an empty one at the end if none. */
-static struct libuffd_span take_late(struct srv_space *sp, uint64_t start, uint64_t end)
-{
-	struct libuffd_span first = { end, end };
-	unsigned int at = sp->nlate;
-
-	for (unsigned int i = 0; i < sp->nlate; i++) {
-		if (sp->late[i].end <= start || sp->late[i].start >= first.start)
-			continue;
-		first = sp->late[i];
-		at = i;
-	}
-	if (at < sp->nlate) {
-		sp->nlate--;
-		memmove(sp->late + at, sp->late + at + 1, (sp->nlate - at) * sizeof(sp->late[0]));
-	}
-	if (first.start < start)
-		first.start = start;
-	if (first.end > end)
-		first.end = end;
-	return first;
-}
-
 static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 {
 	struct srv_space *sp = port->space;
-	uint64_t n = 0;
+	uint64_t n;
 
 	pthread_mutex_lock(&sp->lock);
-	for (uint64_t at = span->start; at < span->end;) {
-		struct libuffd_span late = take_late(sp, at, span->end);
-
-		if (late.start > at)
-			n += srv_map_unmapped(&sp->map, at, late.start);
-		at = late.end;
-	}
+	n = srv_moves_unmapped(&sp->events, &sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
 	srv_count(space_counters(sp), SRV_UNMAPPED_PAGES, n);
 	sp->moves++;
@@ -552,39 +501,15 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 	wake_range(port, span->start, span->end - span->start);
 }
 
-/*
- * How much was moved. Up to 6.12 a move that shrinks tells the old length, more than came to the target. But
- * where unmappings are told, that of the target has come before this: what is still there is alive.
- */
-static uint64_t moved_len(const struct srv_space *sp, const struct libuffd_remap *remap)
-{
-	uint64_t len = remap->len;
-
-	if (!(sp->features & LIBUFFD_FEATURE_EVENT_UNMAP))
-		return len;
-	for (size_t i = 0; i < sp->map.n; i++) {
-		const struct srv_seg *seg = &sp->map.seg[i];
-
-		if (!seg->pages || seg->end <= remap->to)
-			continue;
-		if (seg->start <= remap->to)
-			return 0;
-		return seg->start - remap->to < len ? seg->start - remap->to : len;
-	}
-	return len;
-}
-
 static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 {
 	struct srv_space *sp = port->space;
-	uint64_t len;
 
 	pthread_mutex_lock(&sp->lock);
-	len = moved_len(sp, remap);
-	if (len) {
-		note_late(sp, remap->to, remap->to + len);
-		srv_map_remapped(&sp->map, remap->from, remap->to, len);
-	}
+	if (sp->features & LIBUFFD_FEATURE_EVENT_UNMAP)
+		srv_moves_remapped(&sp->events, &sp->map, remap->from, remap->to, remap->len);
+	else
+		srv_map_remapped(&sp->map, remap->from, remap->to, remap->len);
 	pthread_mutex_unlock(&sp->lock);
 	srv_count(space_counters(sp), SRV_REMAPS, 1);
 	sp->moves++;
@@ -618,7 +543,7 @@ static void forked(struct srv_port *port, struct libuffd_event *ev)
 	ret = srv_map_clone(&parent->map, &child->map);
 	pthread_mutex_unlock(&parent->lock);
 	if (ret == 0)
-		ret = srv_map_reserve(&child->map, SRV_MESSAGES);
+		ret = srv_map_reserve(&child->map, SRV_CHANGES);
 	srv_space_serve(child);
 	notice.other = child->id;
 	srv_notice(parent->server, &notice);
@@ -713,7 +638,7 @@ static void port_messages(struct srv_watch *w, int res)
 		int ret;
 
 		pthread_mutex_lock(&sp->lock);
-		ret = srv_map_reserve(&sp->map, SRV_MESSAGES);
+		ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 		pthread_mutex_unlock(&sp->lock);
 		if (ret < 0)
 			srv_space_retire(sp, port->loop, ret);

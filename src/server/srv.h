@@ -134,6 +134,35 @@ struct srv_span {
 	uint64_t first, n;
 };
 
+/* ---- moves.c ----------------------------------------------------------------------------------- */
+
+#define SRV_LATE 32
+#define SRV_ASIDE 16
+/* Changes of the map that the messages of one read may make. */
+#define SRV_CHANGES (6 * SRV_MESSAGES + 2 * SRV_ASIDE)
+
+/* What was at [start, end) and has gone elsewhere, of which it will be told; on the map it is at @at. */
+struct srv_aside {
+	uint64_t start, end, at;
+};
+
+struct srv_moves {
+	/*
+	 * Ranges that mappings were moved to before the UNMAP of what had been there was read: it will come, and
+	 * is not about them.
+	 */
+	struct libuffd_span late[SRV_LATE];
+	unsigned int nlate;
+	struct srv_aside aside[SRV_ASIDE];
+	unsigned int naside;
+	uint64_t used; /* of the addresses for these */
+};
+
+/* What an UNMAP or a REMAP says, where both are told. Number of pages that were unmapped or moved. */
+uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end);
+uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t from, uint64_t to,
+			    uint64_t len);
+
 /* ---- stats.c ------------------------------------------------------------------------------------ */
 
 /* One for each uint64_t of struct libuffd_stats that only ever grows, in its order. */
@@ -402,8 +431,6 @@ struct srv_port {
 	struct srv_port *sibling; /* of the same space, in other loops */
 };
 
-#define SRV_LATE 32
-
 struct srv_space {
 	uint64_t id;
 	atomic_uint refs;
@@ -416,12 +443,7 @@ struct srv_space {
 	struct libuffd_space_opts cfg;
 	pthread_mutex_t lock;
 	struct srv_map map;
-	/*
-	 * Ranges that mappings were moved to before the UNMAP of what had been there was read: it will come, and
-	 * is not about them.
-	 */
-	struct libuffd_span late[SRV_LATE];
-	unsigned int nlate;
+	struct srv_moves events;
 	struct srv_watch exit;	/* pidfd; fd -1: none */
 	struct srv_loop *home;	/* whose engine watches it; of an ordered space also its port's */
 	struct srv_port *ports; /* one for each loop that reads it */

@@ -1369,7 +1369,213 @@ static void random_batches_fit_the_reservation(void **state)
 	}
 }
 
+/* ---- Events that come late, or in another order --------------------------------------------------- */
+
+/* Page @i of @p is at @page; NULL: nothing that has pages is. */
+static void check_at(const struct srv_map *m, unsigned int page, const struct srv_pages *p,
+		     uint64_t i)
+{
+	const struct srv_seg *seg = srv_map_find(m, AT(page));
+
+	if (!p) {
+		assert_true(!seg || !seg->pages);
+		return;
+	}
+	assert_non_null(seg);
+	assert_ptr_equal(seg->pages, p);
+	assert_int_equal(seg->first + ((AT(page) - seg->start) >> 12), i);
+}
+
+static void check_all_at(const struct srv_map *m, unsigned int page, const struct srv_pages *p,
+			 unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++)
+		check_at(m, page + i, p, i);
+}
+
+struct places {
+	struct srv_map m;
+	struct srv_moves v;
+	struct srv_pages *a, *b;
+};
+
+static void remap(struct places *l, unsigned int from, unsigned int to, unsigned int n)
+{
+	srv_moves_remapped(&l->v, &l->m, AT(from), AT(to), n * PAGE);
+}
+
+static void unmap(struct places *l, unsigned int page, unsigned int n)
+{
+	srv_moves_unmapped(&l->v, &l->m, AT(page), AT(page + n));
+}
+
+/* a is at 0, b at 100, each of four pages. */
+static void two_places(struct places *l)
+{
+	memset(l, 0, sizeof(*l));
+	l->a = put(&l->m, 0, 4, false);
+	l->b = put(&l->m, 100, 4, false);
+	assert_int_equal(srv_map_reserve(&l->m, SRV_CHANGES), 0);
+}
+
+/* Nothing is kept for events that have come. */
+static void places_end(struct places *l)
+{
+	assert_int_equal(l->v.naside, 0);
+	assert_int_equal(l->v.nlate, 0);
+	srv_map_clear(&l->m);
+}
+
+static void an_unmap_behind_a_move_to_its_place_is_late(void **state)
+{
+	struct places l;
+
+	(void)state;
+	two_places(&l);
+	remap(&l, 0, 200, 4);
+	remap(&l, 100, 0, 4);
+	unmap(&l, 0, 4);
+	unmap(&l, 100, 4);
+	check_all_at(&l.m, 200, l.a, 4);
+	check_all_at(&l.m, 0, l.b, 4);
+	check_at(&l.m, 100, NULL, 0);
+	places_end(&l);
+}
+
+/* a moved away and b to where it was, but b's thread was the first to tell. */
+static void a_move_to_a_place_may_be_told_before_the_one_from_it(void **state)
+{
+	(void)state;
+	for (unsigned int order = 0; order < 3; order++) {
+		struct places l;
+
+		two_places(&l);
+		remap(&l, 100, 0, 4);
+		check_all_at(&l.m, 0, l.b, 4);
+		if (order == 0)
+			unmap(&l, 100, 4);
+		remap(&l, 0, 200, 4);
+		check_all_at(&l.m, 0, l.b, 4);
+		check_all_at(&l.m, 200, l.a, 4);
+		if (order == 1)
+			unmap(&l, 100, 4);
+		unmap(&l, 0, 4);
+		if (order == 2)
+			unmap(&l, 100, 4);
+		check_all_at(&l.m, 0, l.b, 4);
+		check_all_at(&l.m, 200, l.a, 4);
+		check_at(&l.m, 100, NULL, 0);
+		places_end(&l);
+	}
+}
+
+/* They change places by way of a third. */
+static void two_may_change_places_and_tell_of_it_backwards(void **state)
+{
+	struct places l;
+
+	(void)state;
+	two_places(&l);
+	remap(&l, 0, 200, 4);
+	unmap(&l, 0, 4);
+	remap(&l, 200, 100, 4); /* b has left for 0, and has yet to say so */
+	unmap(&l, 200, 4);
+	check_all_at(&l.m, 100, l.a, 4);
+	check_at(&l.m, 0, NULL, 0);
+	remap(&l, 100, 0, 4);
+	unmap(&l, 100, 4);
+	check_all_at(&l.m, 0, l.b, 4);
+	check_all_at(&l.m, 100, l.a, 4);
+	places_end(&l);
+}
+
+static void a_move_to_a_place_may_be_told_before_it_was_unmapped(void **state)
+{
+	unsigned int given = sources;
+	struct places l;
+
+	(void)state;
+	two_places(&l);
+	remap(&l, 100, 0, 4);
+	assert_int_equal(sources, given);
+	unmap(&l, 0, 4); /* what a was */
+	assert_int_equal(sources, given + 1);
+	check_all_at(&l.m, 0, l.b, 4);
+	unmap(&l, 100, 4);
+	check_all_at(&l.m, 0, l.b, 4);
+	places_end(&l);
+}
+
+/* The first half of where it was is taken already. */
+static void what_steps_aside_may_be_a_part(void **state)
+{
+	struct places l;
+
+	(void)state;
+	memset(&l, 0, sizeof(l));
+	l.a = put(&l.m, 0, 8, false);
+	l.b = put(&l.m, 100, 4, false);
+	assert_int_equal(srv_map_reserve(&l.m, SRV_CHANGES), 0);
+	remap(&l, 100, 0, 4);
+	check_all_at(&l.m, 0, l.b, 4);
+	check_at(&l.m, 4, l.a, 4);
+	remap(&l, 0, 200, 8);
+	check_all_at(&l.m, 0, l.b, 4);
+	check_at(&l.m, 4, NULL, 0);
+	check_all_at(&l.m, 200, l.a, 8);
+	unmap(&l, 0, 8);
+	unmap(&l, 100, 4);
+	check_all_at(&l.m, 0, l.b, 4);
+	check_all_at(&l.m, 200, l.a, 8);
+	places_end(&l);
+}
+
+/* Up to 6.12: four pages became two, and the event tells of four. */
+static void a_move_that_tells_too_much_takes_nothing_that_lives(void **state)
+{
+	struct places l;
+	struct srv_pages *c;
+
+	(void)state;
+	two_places(&l);
+	c = put(&l.m, 202, 4, false);
+	assert_int_equal(srv_map_reserve(&l.m, SRV_CHANGES), 0);
+	unmap(&l, 2, 2);
+	remap(&l, 0, 200, 4);
+	unmap(&l, 0, 2);
+	check_all_at(&l.m, 200, l.a, 2);
+	check_all_at(&l.m, 202, c, 4);
+	places_end(&l);
+}
+
+/* More than there is room for: the oldest are given up, and nothing is lost of those who moved in. */
+static void too_many_that_step_aside_are_forgotten(void **state)
+{
+	struct places l = { .m = { 0 } };
+	struct srv_pages *p[SRV_ASIDE + 3];
+
+	(void)state;
+	for (unsigned int i = 0; i < ARRAY_SIZE(p); i++) {
+		put(&l.m, 10 * i, 2, false);
+		p[i] = put(&l.m, 1000 + 10 * i, 2, false);
+	}
+	assert_int_equal(srv_map_reserve(&l.m, SRV_CHANGES), 0);
+	for (unsigned int i = 0; i < ARRAY_SIZE(p); i++)
+		remap(&l, 1000 + 10 * i, 10 * i, 2);
+	assert_int_equal(l.v.naside, SRV_ASIDE);
+	for (unsigned int i = 0; i < ARRAY_SIZE(p); i++)
+		check_all_at(&l.m, 10 * i, p[i], 2);
+	srv_map_clear(&l.m);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(an_unmap_behind_a_move_to_its_place_is_late),
+	cmocka_unit_test(a_move_to_a_place_may_be_told_before_the_one_from_it),
+	cmocka_unit_test(two_may_change_places_and_tell_of_it_backwards),
+	cmocka_unit_test(a_move_to_a_place_may_be_told_before_it_was_unmapped),
+	cmocka_unit_test(what_steps_aside_may_be_a_part),
+	cmocka_unit_test(a_move_that_tells_too_much_takes_nothing_that_lives),
+	cmocka_unit_test(too_many_that_step_aside_are_forgotten),
 	cmocka_unit_test(runs_and_finds_see_every_border),
 	cmocka_unit_test(what_is_behind_the_last_page_is_not_counted),
 	cmocka_unit_test(a_fork_asks_again_for_what_was_on_its_way),
