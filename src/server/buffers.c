@@ -6,11 +6,6 @@
 
 #include "srv.h"
 
-/* A buffer in the pool begins with the address of the next of its size. */
-struct srv_idle {
-	struct srv_idle *next;
-};
-
 #define KEEP ((size_t)32 << 20) /* the most that lies idle in a pool */
 
 /*
@@ -19,6 +14,11 @@ struct srv_idle {
  */
 #define ARENA ((size_t)4 << 20)
 #define SMALL ((size_t)64 << 10)
+
+/* A buffer in the pool begins with the address of the next of its size. */
+struct srv_idle {
+	struct srv_idle *next;
+};
 
 /* Log2 of the size that @len is rounded up to; the number of sizes if it is beyond them all. */
 static unsigned int class_of(const struct srv_pool *p, size_t len)

@@ -104,7 +104,7 @@ struct srv_engine {
 	struct srv_watch kick, timer;
 	uint64_t count; /* what these read, of no interest */
 	bool alarmed;
-	int ready;	     /* see from_outside() */
+	int ready;	     /* see go_outside() */
 	atomic_bool outside; /* somebody waits for it */
 	bool signals;	     /* the kernel writes to it */
 	int leash;	     /* see leash() */

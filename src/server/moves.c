@@ -22,12 +22,12 @@
 #define NOWHERE (UINT64_C(1) << 63)
 #define STEP (UINT64_C(1) << 30) /* the largest page */
 
-static uint64_t later(uint64_t a, uint64_t b)
+static uint64_t most(uint64_t a, uint64_t b)
 {
 	return a > b ? a : b;
 }
 
-static uint64_t sooner(uint64_t a, uint64_t b)
+static uint64_t least(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;
 }
@@ -38,7 +38,7 @@ static void note_late(struct srv_moves *v, const struct srv_map *m, uint64_t sta
 {
 	for (size_t i = 0; i < m->n; i++) {
 		const struct srv_seg *seg = &m->seg[i];
-		struct libuffd_span span = { later(seg->start, start), sooner(seg->end, end) };
+		struct libuffd_span span = { most(seg->start, start), least(seg->end, end) };
 
 		if (seg->pages || span.start >= span.end)
 			continue;
@@ -65,8 +65,8 @@ static struct libuffd_span take_late(struct srv_moves *v, uint64_t start, uint64
 		v->nlate--;
 		memmove(v->late + at, v->late + at + 1, (v->nlate - at) * sizeof(v->late[0]));
 	}
-	first.start = later(first.start, start);
-	first.end = sooner(first.end, end);
+	first.start = most(first.start, start);
+	first.end = least(first.end, end);
 	return first;
 }
 
@@ -145,7 +145,7 @@ static uint64_t make_way(struct srv_moves *v, struct srv_map *m, uint64_t to, ui
 	uint64_t at = to;
 
 	while (seg && seg->start <= at && at < to + len) {
-		uint64_t end = sooner(seg->end, to + len);
+		uint64_t end = least(seg->end, to + len);
 
 		step_aside(v, m, at, end);
 		at = end;
@@ -159,7 +159,7 @@ uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t fro
 {
 	uint64_t n = 0, end, at = from;
 
-	len = sooner(len, UINT64_MAX - later(from, to));
+	len = least(len, UINT64_MAX - most(from, to));
 	len = make_way(v, m, to, len);
 	note_late(v, m, to, to + len);
 	end = from + len;
@@ -169,7 +169,7 @@ uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t fro
 		uint64_t stop = i == v->naside ? end : v->aside[i].start;
 
 		if (found)
-			stop = sooner(v->aside[i].end, end);
+			stop = least(v->aside[i].end, end);
 		n += srv_map_remapped(m, found ? v->aside[i].at + (at - v->aside[i].start) : at,
 				      to + (at - from), stop - at);
 		if (found)

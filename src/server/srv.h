@@ -269,7 +269,7 @@ bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, u
  * srv_file_now() tries without waiting: returns bytes read now, -EAGAIN if that takes waiting, or -errno.
  * srv_file_prepare() fills in an I/O for the engine. srv_file_took() judges a result of either: how many
  * bytes of the buffer are right now (the tail of a last page is filled with zeros), or -EIO if the
- * file has become shorter, or the -errno.
+ * file has become shorter, or the -errno. srv_file_is_direct(): by O_DIRECT.
  */
 bool srv_file_is_direct(const struct libuffd_source *src);
 int64_t srv_file_now(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len);
@@ -297,9 +297,9 @@ bool srv_custom_abandon(struct libuffd_source *src, struct srv_fetch *f);
 /* What MOVE moves at best: where huge pages have this size, one of them. */
 #define SRV_MOVE_LEN ((size_t)2 << 20)
 
-/* Memory to read into, page-aligned, kept for the next fetch. One pool a loop, and no lock. */
 struct srv_idle;
 
+/* Memory to read into, page-aligned, kept for the next fetch. One pool a loop, and no lock. */
 struct srv_pool {
 	struct srv_idle *free[32]; /* by log2 of the size */
 	size_t kept;		   /* bytes */

@@ -1153,6 +1153,32 @@ static void a_read_into_fixed_memory(void **state)
 	close(fd);
 }
 
+/* Of a pipe, so that it waits; where files alone are read, it fails. */
+static void the_descriptor_tells_of_a_read_that_was_under_way(void **state)
+{
+	struct bench b = up(state);
+	struct job job;
+	char buf[8] = "";
+	int fd[2];
+
+	assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
+	begin(&b, &job, fd[0], buf, sizeof(buf), 0);
+	assert_int_equal(turn(&b, 0), 0);
+	b.ops->alarm(b.e, UINT64_MAX);
+	assert_int_equal(job.calls, 0);
+	assert_int_equal(write(fd[1], "bytes", 5), 5);
+	wait_readable(b.ops->fd(b.e));
+	if (b.ops == &srv_engine_poll) {
+		assert_int_equal(result(&b, &job), -ESPIPE);
+	} else {
+		assert_int_equal(result(&b, &job), 5);
+		assert_string_equal(buf, "bytes");
+	}
+	down(&b);
+	close(fd[0]);
+	close(fd[1]);
+}
+
 #define DEPTH 64
 #define READS 500
 
@@ -1372,6 +1398,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(a_read_that_fails_says_why),
 	OF_EVERY_ENGINE(a_direct_read_gives_what_is_there),
 	OF_EVERY_ENGINE(a_read_into_fixed_memory),
+	OF_EVERY_ENGINE(the_descriptor_tells_of_a_read_that_was_under_way),
 	OF_EVERY_ENGINE(many_reads_through_a_full_engine),
 	OF_EVERY_ENGINE(a_first_message_comes_before_what_was_read),
 	OF_EVERY_ENGINE(a_later_message_comes_before_what_was_read),

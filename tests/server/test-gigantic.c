@@ -544,20 +544,19 @@ static void a_write_is_told_of_the_page_as_a_whole(void **state)
 
 static void wrong_sizes_are_refused(void **state)
 {
+	struct libuffd_source *src;
 	struct libuffd_region r;
 	uint64_t region = 1;
 
 #define REFUSE(error, change)                                                             \
 	do {                                                                              \
-		r = region_of(&stage.m, given_source_once);                               \
+		r = region_of(&stage.m, src);                                             \
 		change;                                                                   \
 		assert_int_equal(libuffd_server_add_region(stage.s, &r, &region), error); \
 		assert_int_equal(region, 0);                                              \
 	} while (0)
-	struct libuffd_source *given_source_once;
-
 	gigantic_up(state, 1, MISSING, 0);
-	given_source_once = given_source(1);
+	src = given_source(1);
 	REFUSE(-EINVAL, r.len = GIB / 2);
 	REFUSE(-EINVAL, r.len = GIB + GIB / 2);
 	REFUSE(-EINVAL, r.start += GIB / 2);
@@ -568,14 +567,14 @@ static void wrong_sizes_are_refused(void **state)
 	/* The source ends before the region does. */
 	REFUSE(-ERANGE, r.offset = GIB);
 	/* Nothing was left behind. */
-	r = region_of(&stage.m, given_source_once);
+	r = region_of(&stage.m, src);
 	add_region(&r);
 	turn_server();
 	expect_bytes(stage.m.addr + GIB - MARK, given + GIB - MARK, MARK);
 	halt_server();
 
 	mem_map(&stage.other, MEM_ANON, 4);
-	r = region_of(&stage.other, given_source_once);
+	r = region_of(&stage.other, src);
 	r.page_size = GIB;
 	assert_int_equal(libuffd_server_add_region(stage.s, &r, &region), -EINVAL);
 }
