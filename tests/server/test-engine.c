@@ -1153,7 +1153,7 @@ static void a_read_into_fixed_memory(void **state)
 	close(fd);
 }
 
-/* Of a pipe, so that it waits; where files alone are read, it fails. */
+/* Of a pipe, so that it waits; where files alone are read, it fails, before or after. */
 static void the_descriptor_tells_of_a_read_that_was_under_way(void **state)
 {
 	struct bench b = up(state);
@@ -1163,14 +1163,14 @@ static void the_descriptor_tells_of_a_read_that_was_under_way(void **state)
 
 	assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
 	begin(&b, &job, fd[0], buf, sizeof(buf), 0);
-	assert_int_equal(turn(&b, 0), 0);
+	assert_true(turn(&b, 0) >= 0);
 	b.ops->alarm(b.e, UINT64_MAX);
-	assert_int_equal(job.calls, 0);
 	assert_int_equal(write(fd[1], "bytes", 5), 5);
-	wait_readable(b.ops->fd(b.e));
 	if (b.ops == &srv_engine_poll) {
 		assert_int_equal(result(&b, &job), -ESPIPE);
 	} else {
+		assert_int_equal(job.calls, 0);
+		wait_readable(b.ops->fd(b.e));
 		assert_int_equal(result(&b, &job), 5);
 		assert_string_equal(buf, "bytes");
 	}
