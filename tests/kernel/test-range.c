@@ -543,7 +543,7 @@ static void the_ioctl_alone_leaves_writers_asleep(void **state)
 	rig_up(&r, kind_of(state), 1, WP, 0);
 	protected_page(&r, 1);
 	faulter_start(&f, r.m.addr, true, 2);
-	wait_waiters(r.u, 1);
+	wait_asleep(r.u, 1, &r.m);
 	raw_unregister(&r);
 	/* A wake takes its waiters off the list before it returns. */
 	assert_int_equal(waiters(r.u), 1);
@@ -561,7 +561,7 @@ static void the_ioctl_alone_leaves_minor_faults_asleep(void **state)
 	rig_up(&r, kind_of(state), 1, MINOR, 0);
 	mem_fill_file(&r.m, 0, 3);
 	faulter_start(&f, r.m.addr, false, 0);
-	wait_waiters(r.u, 1);
+	wait_asleep(r.u, 1, &r.m);
 	raw_unregister(&r);
 	assert_int_equal(waiters(r.u), 1);
 	assert_int_equal(libuffd_wake(r.u, r.m.start, r.m.len), 0);
