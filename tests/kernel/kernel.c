@@ -406,6 +406,26 @@ void faulter_join(struct faulter *f)
 	assert_int_equal(pthread_join(f->thread, NULL), 0);
 }
 
+/*
+ * A thread is counted among those that wait before it wakes who polls for its message. What call a thread
+ * is in the kernel tells only when that thread is off its processor, asleep.
+ */
+void wait_told(struct faulter *f)
+{
+	char path[64], line[32];
+
+	do {
+		FILE *file;
+
+		sched_yield();
+		snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", atomic_load(&f->tid));
+		file = fopen(path, "r");
+		assert_non_null(file);
+		assert_non_null(fgets(line, sizeof(line), file));
+		fclose(file);
+	} while (strncmp(line, "running", 7) == 0);
+}
+
 int count_fds(void)
 {
 	DIR *d = opendir("/proc/self/fd");

@@ -142,6 +142,8 @@ struct faulter {
 
 void faulter_start(struct faulter *f, void *addr, bool write, unsigned char byte);
 void faulter_join(struct faulter *f);
+/* Until it is off its processor: after wait_waiters(), until poll(2) and rings have been told of it. */
+void wait_told(struct faulter *f);
 
 /* Access one byte in this thread: 0, or SIGSEGV or SIGBUS if that is what came. */
 int touch(void *addr, bool write, unsigned char *byte);

@@ -1235,6 +1235,7 @@ static void messages_come_first(void **state, bool armed)
 	struct faulter f;
 	struct job job;
 	struct rig r;
+	int calls;
 
 	assert_int_equal(pipe(pipefd), 0);
 	rig_up(&r, MEM_ANON, 1, LIBUFFD_MODE_MISSING, 0);
@@ -1249,10 +1250,12 @@ static void messages_come_first(void **state, bool armed)
 	assert_int_equal(write(pipefd[1], "x", 1), 1);
 	faulter_start(&f, r.m.addr, false, 0);
 	wait_waiters(r.u, 1);
-	assert_int_equal(turn(&b, 0), 3);
+	wait_told(&f);
+	calls = turn(&b, 0);
 	assert_int_equal(ear.at, 1);
 	assert_int_equal(look.at, 2);
 	assert_int_equal(job.at, 3);
+	assert_int_equal(calls, 3);
 	fill(&r, 0, 1);
 	faulter_join(&f);
 	down(&b);
