@@ -444,6 +444,8 @@ static void readable_but_resolved_meanwhile_is_eagain(void **state)
 	mem_register(u, &m, LIBUFFD_MODE_MISSING);
 	faulter_start(&f, m.addr, false, 0);
 	wait_readable(u);
+	/* One that found the page there by itself would still be in the list for a moment. */
+	wait_asleep(u, 1, &m);
 	fill_page(u, &m, 0, 3);
 	expect_no_event(u);
 	faulter_join(&f);

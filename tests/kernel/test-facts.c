@@ -2077,28 +2077,46 @@ static void expect_written(struct libuffd_scanner *s, const struct mem *m, size_
 	assert_true(more == most || more == least);
 }
 
+/* @pages of @m, which has nearly twice as many, that one page table maps, wherever @m came to lie. */
+static struct mem under_one_table(const struct mem *m, size_t pages)
+{
+	size_t entries = page_size() / sizeof(uint64_t);
+	size_t left = entries - (size_t)(m->start / m->page) % entries;
+	size_t first = left < pages ? left : 0;
+	struct mem part = *m;
+
+	part.addr = mem_page(m, first);
+	part.start = mem_at(m, first);
+	part.len = pages * m->page;
+	return part;
+}
+
 /*
  * Beside a page that is there, an absent one that nobody protected is a written one: on Debian's
  * 6.18.15 to a scan that asks for nothing else, which goes a shorter way in the kernel; on 6.12,
- * 7.2 and 7.3 to all. On hugetlb it is not.
+ * 7.2 and 7.3 to all. On hugetlb it is not. Beside means in the same page table: where there is
+ * none only later updates (6.18.44) list anything.
  */
 static void written_pages_where_nothing_is(void **state)
 {
-	size_t absent = mem_is_hugetlb(kind_of(state)) ? 0 : 3;
+	bool hugetlb = mem_is_hugetlb(kind_of(state));
+	size_t absent = hugetlb ? 0 : 3;
 	struct libuffd_scanner *s;
+	struct mem m;
 	struct rig r;
 
-	rig_up(&r, kind_of(state), 4, WP, LIBUFFD_FEATURE_WP_ASYNC);
+	rig_up(&r, kind_of(state), hugetlb ? 4 : 7, WP, LIBUFFD_FEATURE_WP_ASYNC);
+	m = hugetlb ? r.m : under_one_table(&r.m, 4);
 	s = scanner();
-	poke(r.m.addr, 1);
-	expect_written(s, &r.m, 1 + absent, 1);
-	assert_int_equal(libuffd_writeprotect(r.u, r.m.start, r.m.len, LIBUFFD_WRITEPROTECT_WP), 0);
-	expect_written(s, &r.m, 0, 0);
+	poke(m.addr, 1);
+	expect_written(s, &m, 1 + absent, 1);
+	assert_int_equal(libuffd_writeprotect(r.u, m.start, m.len, LIBUFFD_WRITEPROTECT_WP), 0);
+	expect_written(s, &m, 0, 0);
 	assert_int_equal(libuffd_unregister(r.u, r.m.start, r.m.len), 0);
 	if (kernel_has_rwp())
-		expect_written(s, &r.m, 0, 0);
+		expect_written(s, &m, 0, 0);
 	else
-		expect_written(s, &r.m, 1 + absent, 1);
+		expect_written(s, &m, 1 + absent, 1);
 	libuffd_scan_close(s);
 	rig_down(&r);
 }
