@@ -550,6 +550,7 @@ static int child_waits_to_exit(void *arg)
 static void a_child_that_has_exited_is_gone_when_it_is_used(void **state)
 {
 	struct libuffd_notice n;
+	int ret;
 
 	stage_up(state, 2, MISSING, FORKS);
 	add_memory_region();
@@ -557,7 +558,9 @@ static void a_child_that_has_exited_is_gone_when_it_is_used(void **state)
 	fork_child(child_reads_all, NULL);
 	n = wait_notice(LIBUFFD_NOTICE_FORK, 0);
 	assert_int_equal(child_status(), 0);
-	assert_int_equal(libuffd_server_allow(stage.s, n.other, stage.m.start, stage.m.len), 0);
+	ret = libuffd_server_allow(stage.s, n.other, stage.m.start, stage.m.len);
+	/* Now and then it looks by itself who has exited. */
+	assert_true(ret == 0 || ret == -ENOENT);
 	assert_int_equal(wait_notice(LIBUFFD_NOTICE_GONE, 0).space, n.other);
 	assert_int_equal(libuffd_server_allow(stage.s, n.other, stage.m.start, stage.m.len),
 			 -ENOENT);
