@@ -1421,6 +1421,7 @@ struct toucher {
 	const struct mem *m;
 	uint32_t seed;
 	atomic_int *left;
+	atomic_uint *touches; /* of all */
 	atomic_bool wrong;
 };
 
@@ -1441,6 +1442,7 @@ static void *touch_at_random(void *arg)
 			poke(spot(t->m, page), value_of(page));
 		else if (peek(spot(t->m, page)) != value_of(page))
 			atomic_store(&t->wrong, true);
+		atomic_fetch_add(t->touches, 1);
 	}
 	atomic_fetch_sub(t->left, 1);
 	return NULL;
@@ -1452,6 +1454,7 @@ static void nobody_is_forgotten_when_it_is_switched(void **state)
 	pthread_t thread[TOUCHERS];
 	struct toucher t[TOUCHERS];
 	atomic_int left = TOUCHERS;
+	atomic_uint touches = 0;
 	struct libuffd_event ev;
 	uint32_t seed = 9;
 	struct rig r;
@@ -1459,15 +1462,21 @@ static void nobody_is_forgotten_when_it_is_switched(void **state)
 	up(&r, kind_of(state), 4, RWP, 0);
 	arm_all(&r);
 	for (uint32_t i = 0; i < TOUCHERS; i++) {
-		t[i] = (struct toucher){ &r.m, i, &left, false };
+		t[i] = (struct toucher){ &r.m, i, &left, &touches, false };
 		assert_int_equal(pthread_create(&thread[i], NULL, touch_at_random, &t[i]), 0);
 	}
 	wait_waiters(r.u, TOUCHERS);
 	while (atomic_load(&left)) {
+		unsigned int before = atomic_load(&touches);
+
 		/* Some have been read of by then, some not. */
 		if (random_from(&seed, 2))
 			libuffd_read_events(r.u, &ev, 1);
 		set_async(r.u, true);
+		/* Who is slow to run finds it switched back, and waits again: not every time, or for ever. */
+		if (random_from(&seed, 2))
+			while (atomic_load(&left) && atomic_load(&touches) == before)
+				sched_yield();
 		set_async(r.u, false);
 		arm_all(&r);
 		while (atomic_load(&left) && !waiters(r.u))

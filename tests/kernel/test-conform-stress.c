@@ -28,7 +28,7 @@
 /* What is known of a page besides its own bytes. */
 struct page {
 	pthread_mutex_t owner;	 /* for its counter, and for evicting it */
-	pthread_rwlock_t source; /* for the bytes that it is copied from */
+	pthread_rwlock_t source; /* for the bytes that it is copied from, and for let */
 	uint32_t expected;
 	atomic_bool let; /* a write to it was let through since it came */
 };
@@ -132,14 +132,15 @@ static int answer_page(struct stress *s, size_t n, uint64_t flags)
 	size_t done;
 	int ret;
 
-	if (flags & LIBUFFD_FAULT_WP) {
-		atomic_store(&s->page[n].let, true);
-		a = answer_for(&s->to, n, LIBUFFD_ANSWER_UNPROTECT);
-		return libuffd_resolve(s->u, &a, &done);
-	}
 	if (pthread_rwlock_tryrdlock(&s->page[n].source))
 		return -EAGAIN;
-	a = install(s, n);
+	if (flags & LIBUFFD_FAULT_WP) {
+		/* A fault is told twice: this may be about the page that is gone, and let the next be. */
+		atomic_store(&s->page[n].let, true);
+		a = answer_for(&s->to, n, LIBUFFD_ANSWER_UNPROTECT);
+	} else {
+		a = install(s, n);
+	}
 	ret = libuffd_resolve(s->u, &a, &done);
 	pthread_rwlock_unlock(&s->page[n].source);
 	return ret;

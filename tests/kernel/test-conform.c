@@ -433,6 +433,8 @@ static void thp_map(struct mem *m, size_t size)
 		mem_map_aligned(m, MEM_ANON, size, size);
 		assert_int_equal(madvise(m->addr, m->len, MADV_HUGEPAGE), 0);
 		fill(m);
+		/* What is there stays. But khugepaged would make one again of what is split. */
+		assert_int_equal(madvise(m->addr, m->len, MADV_NOHUGEPAGE), 0);
 		if (thp_mapped(m->addr) == size)
 			return;
 		mem_unmap(m);
@@ -1044,6 +1046,8 @@ static void pages_of_minor_faults_can_be_collapsed(void **state)
 	size = thp_size();
 	requires_collapse(MEM_SHMEM_SHARED, size);
 	mem_map_aligned(&scene.r.m, MEM_SHMEM_SHARED, size, size);
+	/* Where THPs are for all, khugepaged would collapse them before we do. */
+	assert_int_equal(madvise(m->addr, m->len, MADV_NOHUGEPAGE), 0);
 	scene.r.u = uffd_with(LIBUFFD_FEATURE_MINOR_SHMEM);
 	mem_register(scene.r.u, m, MINOR);
 	continue_how = 0;
@@ -1054,6 +1058,7 @@ static void pages_of_minor_faults_can_be_collapsed(void **state)
 	assert_int_equal(mon->minor, size / page_size());
 	assert_int_equal(mon->missing + mon->wp, 0);
 	assert_int_equal(thp_mapped(m->addr), 0);
+	assert_int_equal(madvise(m->addr, m->len, MADV_HUGEPAGE), 0);
 	assert_int_equal(collapse(m), 0);
 	assert_int_equal(thp_mapped(m->addr), size);
 	pages_are_turned_around(m);
