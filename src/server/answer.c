@@ -103,8 +103,8 @@ void srv_fetch_abandon(struct srv_fetch *f, bool wake)
 /* ---- Answering --------------------------------------------------------------------------------- */
 
 /*
- * Bytes that were read into a buffer of ours need not be copied once more: its pages are moved, at best as
- * one huge page. What does not take pages (shared memory, huge pages of hugetlb, a page that is pinned)
+ * Bytes that were read into a buffer of ours need not be copied once more: it is moved, if it is a huge
+ * page. What does not take pages (shared memory, huge pages of hugetlb, a page that is pinned)
  * takes a copy; what was moved is gone from the buffer, and counted in *@done.
  */
 static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data, size_t *done)
@@ -113,7 +113,8 @@ static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void 
 	int ret;
 
 	if (f->answer != LIBUFFD_ANSWER_COPY || f->flags || data != f->buf || !f->buf_len ||
-	    len != SRV_MOVE_LEN || (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
+	    f->loop->pool.small_pages || len != SRV_MOVE_LEN ||
+	    (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
 	    !atomic_load_explicit(&sp->movable, memory_order_relaxed))
 		return -EINVAL;
 	ret = libuffd_move(sp->u, address, (uintptr_t)data, (size_t)len, 0, done);

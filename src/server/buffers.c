@@ -54,6 +54,19 @@ static void *map_aligned(size_t size)
 }
 
 /*
+ * One touch brings a huge page, or one small page with none beside it. Moving small ones takes as long as copying
+ * them, and leaves the buffer to be filled with new ones.
+ */
+static bool is_huge(char *buf)
+{
+	unsigned char there = 0;
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	*(volatile char *)buf = 0;
+	return !mincore(buf + page, page, &there) && there & 1;
+}
+
+/*
  * A fork while a read with O_DIRECT is under way into private memory may leave the page that is read
  * into to the child, and a copy without the bytes to us. What the child does not get is not copied.
  */
@@ -142,6 +155,8 @@ void *srv_pool_get(struct srv_pool *p, size_t len)
 		unmap_idle(p);
 		buf = map((size_t)1 << i);
 	}
+	if (buf && (size_t)1 << i == SRV_MOVE_LEN)
+		p->small_pages = !is_huge(buf);
 	return buf;
 }
 

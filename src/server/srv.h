@@ -263,6 +263,8 @@ static inline uint64_t srv_source_end(const struct libuffd_source *src)
 
 /* Memory of this process that the source reads: true, and where, for the @i-th piece of it. */
 bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, uint64_t *len);
+/* Whether its bytes are read from files, and from nothing else. */
+bool srv_source_is_file(struct libuffd_source *src);
 
 /*
  * File: a read, or the next part of one, of [offset + have, offset + len) into @buf + have.
@@ -308,6 +310,8 @@ struct srv_pool {
 	unsigned char *arena;
 	size_t arena_used;
 	bool arena_tried;
+
+	bool small_pages; /* large ones turned out not to be huge pages */
 };
 
 void *srv_pool_get(struct srv_pool *p, size_t len); /* or NULL */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The server on the running kernel: every page has the right bytes, whoever turns it, wherever they are from. */
 #include "server.h"
+#include "pages.h"
 
 #include <sys/epoll.h>
 #include <sys/pidfd.h>
@@ -103,22 +104,28 @@ static int file_of(size_t len, bool holes)
 	return fd;
 }
 
-static struct libuffd_source *file_source(size_t len, bool holes)
+static struct libuffd_source *source_of_fd(int fd)
 {
 	struct libuffd_source *src = NULL;
-	int fd = file_of(len, holes);
 
-	memset(stage.data + len, 0, stage.m.len - len);
 	assert_int_equal(libuffd_source_file(fd, &src), 0);
 	close(fd);
 	return keep(src);
 }
 
-static struct libuffd_source *direct_source(void)
+static struct libuffd_source *file_source(size_t len, bool holes)
 {
-	struct libuffd_source *src = NULL;
+	int fd = file_of(len, holes);
+
+	memset(stage.data + len, 0, stage.m.len - len);
+	return source_of_fd(fd);
+}
+
+/* The same file, opened once more. */
+static int direct_of(int fd)
+{
 	char path[64];
-	int fd = file_of(stage.m.len, true), direct;
+	int direct;
 
 	fsync(fd);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
@@ -126,9 +133,12 @@ static struct libuffd_source *direct_source(void)
 	close(fd);
 	if (direct < 0)
 		SKIP("o-direct", "the file system of /tmp has no O_DIRECT");
-	assert_int_equal(libuffd_source_file(direct, &src), 0);
-	close(direct);
-	return keep(src);
+	return direct;
+}
+
+static struct libuffd_source *direct_source(void)
+{
+	return source_of_fd(direct_of(file_of(stage.m.len, true)));
 }
 
 /* A file whose holes the memory below fills. */
@@ -705,6 +715,54 @@ static void a_fill_supplies_all_of_it_and_says_so_once(void **state)
 	assert_int_equal(stage.notice[0].space, stage.space);
 }
 
+#define HUGE ((size_t)2 << 20)
+
+static bool a_huge_page_is_to_be_had(void)
+{
+	unsigned char *room = mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *at;
+	size_t got;
+
+	assert_true(room != MAP_FAILED);
+	at = room + (-(uintptr_t)room & (HUGE - 1));
+	madvise(at, HUGE, MADV_HUGEPAGE);
+	*(volatile unsigned char *)at = 1;
+	got = thp_mapped(at);
+	munmap(room, 2 * HUGE);
+	return got == HUGE;
+}
+
+/* COPY makes no huge page, so one that is there was moved. A page that a fault brought is in the way of the first. */
+static void a_fill_moves_huge_pages(void **state)
+{
+	bool to_be_had = thp_size() == HUGE && a_huge_page_is_to_be_had();
+	struct libuffd_region r;
+	struct mem part;
+	uint64_t region;
+	size_t moved;
+	int fd;
+
+	stage_up(state, 4 * HUGE / page_size() + 3, MISSING, LIBUFFD_FEATURE_MOVE);
+	part = stage.m;
+	part.addr += -(uintptr_t)part.addr & (HUGE - 1);
+	part.start = (uintptr_t)part.addr;
+	part.len = 3 * HUGE + 2 * part.page;
+	fd = file_of(part.len, false);
+	if (stage_more(state))
+		fd = direct_of(fd);
+	r = region_of(&part, source_of_fd(fd));
+	region = add_region(&r);
+	step_until_done(start_faulter(part.addr, false, 0));
+	assert_int_equal(libuffd_server_fill(stage.s, region, NULL), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	moved = thp_mapped(part.addr);
+	expect_bytes(part.addr, stage.data, part.len);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_COMPLETE), 1);
+	if (to_be_had && a_huge_page_is_to_be_had())
+		assert_int_equal(moved, 2 * HUGE);
+}
+
 static void a_fill_at_a_rate_comes_to_its_end(void **state)
 {
 	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
@@ -1235,6 +1293,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(without_a_callback_every_write_goes_through),
 	OF_ALL(a_prefetch_brings_its_range_before_anybody_asks),
 	OF_ALL(a_fill_supplies_all_of_it_and_says_so_once),
+	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, false),
+	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, true),
 	OF_ALL(a_fill_at_a_rate_comes_to_its_end),
 	OF_ALL(a_complete_region_can_be_let_go),
 	OF_SMALL(sequences_are_seen_and_fetched_ahead),

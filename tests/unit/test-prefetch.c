@@ -84,6 +84,8 @@ static struct {
 	void (*meanwhile)(void);
 } w;
 
+static struct libuffd_source a_file, no_file;
+
 static void kick(struct srv_engine *e)
 {
 	(void)e;
@@ -100,6 +102,11 @@ uint64_t srv_now(void)
 void libuffd_source_unref(struct libuffd_source *src)
 {
 	(void)src;
+}
+
+bool srv_source_is_file(struct libuffd_source *src)
+{
+	return src == &a_file;
 }
 
 struct srv_region *srv_region_find(struct libuffd_server *s, uint64_t id)
@@ -1085,6 +1092,53 @@ static void a_fill_has_no_more_in_flight_than_its_depth(void **state)
 	server_free();
 }
 
+static void expect_chunk(uint64_t npages, unsigned int depth)
+{
+	struct srv_region *r = w.server.regions;
+
+	w.ncalls = 0;
+	assert_int_equal(fill(r, 0, 0, 0), 0);
+	for (unsigned int i = 0; i < depth; i++) {
+		assert_true(next(0));
+		expect_call(i, r, i * npages, npages, SRV_FILL);
+	}
+	assert_false(next(0));
+	set_pages(r, 0, r->npages, SRV_PENDING);
+	land_all();
+	run(0);
+	set_pages(r, 0, r->npages, SRV_ABSENT);
+}
+
+/* As large as a huge page where its bytes can be moved there as one. */
+static void a_fill_that_nobody_tells_how_does_what_is_best(void **state)
+{
+	const uint64_t moved = SRV_MOVE_LEN / PAGE, copied = 64;
+	struct srv_region *r;
+
+	(void)state;
+	server_new();
+	r = add_region(2, 0, 20 * moved, SHIFT);
+	expect_chunk(copied, 8);
+	r->source = &a_file;
+	expect_chunk(copied, 8);
+	w.space[1].movable = true;
+	expect_chunk(moved, 4);
+	r->source = &no_file;
+	expect_chunk(copied, 8);
+	r->source = &a_file;
+	r->cfg.alias = &w;
+	expect_chunk(copied, 8);
+	r->cfg.alias = NULL;
+	r->cfg.flags = LIBUFFD_REGION_WP;
+	expect_chunk(copied, 8);
+	r->cfg.flags = 0;
+	w.loop[0].pool.small_pages = true;
+	expect_chunk(copied, 8);
+	w.loop[0].pool.small_pages = false;
+	expect_chunk(moved, 4);
+	server_free();
+}
+
 /* If one took all of it the other would sleep through the rest. */
 static void loops_share_the_depth_of_a_fill(void **state)
 {
@@ -2013,6 +2067,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_fill_skips_long_runs_quickly),
 	cmocka_unit_test(a_page_larger_than_the_chunk_is_a_chunk),
 	cmocka_unit_test(a_fill_has_no_more_in_flight_than_its_depth),
+	cmocka_unit_test(a_fill_that_nobody_tells_how_does_what_is_best),
 	cmocka_unit_test(loops_share_the_depth_of_a_fill),
 	cmocka_unit_test(a_fill_keeps_to_its_rate),
 	cmocka_unit_test(only_what_is_fetched_counts_for_the_rate),
