@@ -953,7 +953,7 @@ static void forget_cancels(struct srv_engine *e)
 static int stop_deferring(struct srv_engine *e)
 {
 	struct io_uring plain;
-	int end, err;
+	int end = -1, err;
 
 	err = new_ring(e, PLAIN, &plain);
 	if (err)

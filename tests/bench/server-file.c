@@ -26,6 +26,7 @@ struct reading {
 	size_t workers;
 	/* By the server: */
 	bool direct;
+	uint32_t threads; /* 0: 1 */
 	uint64_t window;
 	const struct libuffd_fill_opts *fill;
 	int record; /* to be replayed, or -1 */
@@ -108,6 +109,8 @@ static double by_server(void *context)
 	double begin;
 
 	how.window = r->window;
+	if (r->threads)
+		how.opts.threads = r->threads;
 	if (r->delayed) {
 		how.opts.threads = 0;
 		how.step = delayed_step;
@@ -278,16 +281,24 @@ void server_cold(void)
 
 /* ---- Part 5 ------------------------------------------------------------------------------------ */
 
+#define SOME_THREADS 4
+
 static void measure_direct(const char *section, struct reading r, int cpu)
 {
-	struct reading server = r;
-	struct leg legs[] = { { by_hand, &r, NULL }, { by_server, &server, NULL } };
+	struct reading one, some;
+	struct leg legs[] = { { by_hand, &r, NULL },
+			      { by_server, &one, NULL },
+			      { by_server, &some, NULL } };
 
-	r.cpu = server.cpu = cpu;
-	take_turns(legs, 2);
-	set_bar(in_seconds(section, "against 16 blocking workers", &legs[0], &legs[1]), BAR_AT_MOST,
-		1);
-	free_legs(legs, 2);
+	r.cpu = cpu;
+	one = some = r;
+	some.threads = SOME_THREADS;
+	take_turns(legs, 3);
+	in_seconds(section, "1 server thread against 16 blocking workers", &legs[0], &legs[1]);
+	set_bar(in_seconds(section, "4 server threads against 16 blocking workers", &legs[0],
+			   &legs[2]),
+		BAR_AT_MOST, 1);
+	free_legs(legs, 3);
 }
 
 void server_direct(void)
