@@ -8,8 +8,9 @@
  *   replay   so, and first of all what the second way recorded, in its order
  *
  * Threads touch a part of the pages in random order, the same in each way; before each the file is dropped
- * from the page cache. The clock stops when the last touch is done, and for `fill` also when all of the
- * file is there. At the end of each every byte is compared with the file.
+ * from the page cache, and what stays there nevertheless is told. The clock stops when the last touch is
+ * done, and for `fill` also when all of the file is there. At the end of each every byte is compared with
+ * the file.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +32,8 @@
 
 #define MIB (1024.0 * 1024.0)
 #define MAX_THREADS 256
+#define BAR 20 /* with what else there is in its line, in a terminal of 80 columns */
+#define UNKNOWN (-1)
 
 enum { EXIT_DONE, EXIT_FAILED, EXIT_USAGE };
 enum way { MMAP, FAULTS, FILL, REPLAY, WAYS };
@@ -46,6 +49,7 @@ struct options {
 
 struct result {
 	double touched, complete; /* seconds */
+	int64_t cached; /* bytes of the file in the page cache when it began; or UNKNOWN */
 	struct libuffd_stats stats;
 	bool equal;
 };
@@ -53,6 +57,7 @@ struct result {
 struct restore {
 	struct options opts;
 	int file;
+	bool ours; /* the file */
 	uint64_t size;
 	size_t len, page, *order, ntouch;
 	unsigned char *memory;
@@ -149,26 +154,39 @@ static void shuffle(struct restore *r)
 
 /* ---- Progress ------------------------------------------------------------------------------------ */
 
-static void show(struct restore *r, double begun)
+static bool has_bar(const struct restore *r)
+{
+	return !r->opts.quiet && isatty(STDERR_FILENO);
+}
+
+static void show(const struct restore *r, uint64_t done, uint64_t all, const char *what,
+		 double begun)
 {
 	struct libuffd_stats st = LIBUFFD_STATS_INIT;
-	size_t done = atomic_load(&r->next);
-	unsigned int full;
-	char bar[31];
+	char bar[BAR + 1];
 
-	if (r->opts.quiet || !isatty(STDERR_FILENO))
+	if (!has_bar(r))
 		return;
-	if (done > r->ntouch)
-		done = r->ntouch;
-	full = (unsigned int)(done * 30 / r->ntouch);
-	memset(bar, '.', 30);
-	memset(bar, '#', full);
-	bar[30] = 0;
+	memset(bar, '.', BAR);
+	memset(bar, '#', done * BAR / all);
+	bar[BAR] = 0;
 	if (r->server)
 		libuffd_server_stats(r->server, 0, &st);
-	fprintf(stderr, "\r%-7s [%s] %3zu%% touched, %7.1f MiB supplied, %5.1f s ",
-		way_name[r->way], bar, done * 100 / r->ntouch, (double)st.bytes / MIB,
-		now() - begun);
+	fprintf(stderr, "\r%-6s [%s] %3u%% %-8s, %7.1f MiB supplied, %5.1f s ", way_name[r->way],
+		bar, (unsigned int)(done * 100 / all), what, (double)st.bytes / MIB, now() - begun);
+}
+
+static void show_touched(struct restore *r, double begun)
+{
+	size_t done = atomic_load(&r->next); /* each thread goes one too far */
+
+	show(r, done < r->ntouch ? done : r->ntouch, r->ntouch, "touched", begun);
+}
+
+static void show_nothing(const struct restore *r)
+{
+	if (has_bar(r))
+		fputs("\r\033[K", stderr);
 }
 
 static bool is_over(const struct restore *r)
@@ -191,15 +209,14 @@ static void wait_for_end(struct restore *r, double begun, struct result *res)
 		if (!r->running && !res->touched)
 			res->touched = now() - begun;
 		pthread_mutex_unlock(&r->lock);
-		show(r, begun);
+		show_touched(r, begun);
 		pthread_mutex_lock(&r->lock);
 	}
 	if (!res->touched)
 		res->touched = now() - begun;
 	pthread_mutex_unlock(&r->lock);
 	res->complete = now() - begun;
-	if (!r->opts.quiet && isatty(STDERR_FILENO))
-		fputs("\r\033[K", stderr);
+	show_touched(r, begun);
 }
 
 /* ---- Serving ------------------------------------------------------------------------------------- */
@@ -278,6 +295,7 @@ static bool compare(const struct restore *r)
 {
 	size_t chunk = 1 << 20;
 	unsigned char *buf = malloc(chunk);
+	double begun = now();
 	bool equal = buf;
 
 	for (uint64_t at = 0; equal && at < r->size;) {
@@ -285,17 +303,45 @@ static bool compare(const struct restore *r)
 
 		equal = n > 0 && !memcmp(buf, r->memory + at, (size_t)n);
 		at += n > 0 ? (uint64_t)n : 0;
+		show(r, at, r->size, "compared", begun);
 	}
+	show_nothing(r);
 	for (size_t at = (size_t)r->size; equal && at < r->len; at++)
 		equal = !r->memory[at];
 	free(buf);
 	return equal;
 }
 
-static void drop_cache(const struct restore *r)
+/* To who neither owns a file nor may write it the kernel says that all of it is in the page cache. */
+static int64_t in_page_cache(const struct restore *r)
+{
+	size_t pages = r->len / r->page;
+	unsigned char *in_core = malloc(pages);
+	int64_t n = UNKNOWN;
+	void *view;
+
+	if (!in_core)
+		die("out of memory");
+	view = mmap(NULL, r->len, PROT_READ, MAP_SHARED, r->file, 0);
+	if (view == MAP_FAILED)
+		die("%zu bytes cannot be mapped: %s", r->len, strerror(errno));
+	if (r->ours && !mincore(view, r->len, in_core)) {
+		n = 0;
+		for (size_t i = 0; i < pages; i++)
+			n += in_core[i] & 1;
+		n *= (int64_t)r->page;
+	}
+	munmap(view, r->len);
+	free(in_core);
+	return n;
+}
+
+/* How much of it stayed: a file in memory all of it, one that others have mapped what they use of it. */
+static int64_t drop_cache(const struct restore *r)
 {
 	fsync(r->file);
 	posix_fadvise(r->file, 0, 0, POSIX_FADV_DONTNEED);
+	return in_page_cache(r);
 }
 
 static void map(struct restore *r)
@@ -318,7 +364,7 @@ static void run_way(struct restore *r, enum way way)
 	r->way = way;
 	r->complete = false;
 	atomic_store(&r->next, 0);
-	drop_cache(r);
+	res->cached = drop_cache(r);
 	map(r);
 	if (way != MMAP)
 		open_server(r);
@@ -332,8 +378,10 @@ static void run_way(struct restore *r, enum way way)
 		if (pthread_create(&thread[i], NULL, touch, r))
 			die("threads cannot be made");
 	wait_for_end(r, begun, res);
-	if (r->broken)
+	if (r->broken) {
+		show_nothing(r);
 		die("the file could not be served");
+	}
 	for (unsigned int i = 0; i < r->opts.threads; i++)
 		pthread_join(thread[i], NULL);
 	res->stats = (struct libuffd_stats)LIBUFFD_STATS_INIT;
@@ -352,7 +400,10 @@ static void run_way(struct restore *r, enum way way)
 
 /* ---- What came of it -------------------------------------------------------------------------------- */
 
-/* The upper bound of the bucket that this part of the faults stays below, in microseconds. */
+/*
+ * The upper bound of the bucket that this part of the faults stays below, in microseconds; 0 if no
+ * fault was measured.
+ */
 static double percentile(const struct libuffd_stats *st, unsigned int percent)
 {
 	uint64_t all = 0, seen = 0;
@@ -367,30 +418,95 @@ static double percentile(const struct libuffd_stats *st, unsigned int percent)
 	return 0;
 }
 
+static void print_percentile(const struct libuffd_stats *st, unsigned int percent)
+{
+	double us = percentile(st, percent);
+
+	if (us > 0)
+		printf(" %9.0f us", us);
+	else
+		printf(" %12s", "-");
+}
+
+static void print_way(const struct restore *r, int w)
+{
+	const struct result *res = &r->result[w];
+
+	if (res->cached == UNKNOWN)
+		printf("%-8s %8s", way_name[w], "?");
+	else
+		printf("%-8s %7.0f%%", way_name[w], (double)res->cached * 100 / (double)r->len);
+	printf(" %10.2f s %8.2fx", res->touched, res->touched / r->result[MMAP].touched);
+	if (w == FILL)
+		printf(" %10.2f s", res->complete);
+	else
+		printf(" %12s", "-");
+	if (w == MMAP)
+		printf(" %9s", "-");
+	else
+		printf(" %9" PRIu64, res->stats.faults_missing);
+	print_percentile(&res->stats, 50);
+	print_percentile(&res->stats, 99);
+	printf("  %s\n", res->equal ? "equal" : "DIFFERENT");
+}
+
+/* Reading from memory is not what is to be compared here. */
+static void print_whether_cold(const struct restore *r)
+{
+	int64_t most = 0;
+
+	for (int w = 0; w < WAYS; w++) {
+		if (r->result[w].cached == UNKNOWN) {
+			puts("\nWhether this is cold is not known: of a file that one neither owns nor may write\n"
+			     "the kernel does not tell whether it has left the page cache.");
+			return;
+		}
+		if (r->result[w].cached > most)
+			most = r->result[w].cached;
+	}
+	if (most)
+		printf("\nThis is not cold: up to %.1f MiB of the file did not leave the page cache. A file system\n"
+		       "in memory (tmpfs) keeps its files there, and others what somebody has mapped. For a\n"
+		       "comparison that is cold take a file on a disk, which nobody uses.\n",
+		       (double)most / MIB);
+}
+
 static void print_table(const struct restore *r)
 {
 	printf("%.0f MiB, %u%% of the pages touched by %u threads, windows of %" PRIu64
 	       " KiB, engine %s\n\n",
 	       (double)r->size / MIB, r->opts.touch, r->opts.threads, r->opts.window >> 10,
 	       r->engine);
-	printf("%-8s %12s %9s %12s %9s %12s %12s  %s\n", "way", "touched in", "vs mmap",
-	       "complete in", "faults", "p50 below", "p99 below", "bytes");
-	for (int w = 0; w < WAYS; w++) {
-		const struct result *res = &r->result[w];
+	printf("%-8s %8s %12s %9s %12s %9s %12s %12s  %s\n", "way", "cached", "touched in",
+	       "vs mmap", "complete in", "faults", "p50 below", "p99 below", "bytes");
+	for (int w = 0; w < WAYS; w++)
+		print_way(r, w);
+	print_whether_cold(r);
+}
 
-		printf("%-8s %10.2f s %8.2fx ", way_name[w], res->touched,
-		       res->touched / r->result[MMAP].touched);
-		if (w == FILL)
-			printf("%10.2f s ", res->complete);
-		else
-			printf("%12s ", "-");
-		if (w == MMAP)
-			printf("%9s %12s %12s", "-", "-", "-");
-		else
-			printf("%9" PRIu64 " %9.0f us %9.0f us", res->stats.faults_missing,
-			       percentile(&res->stats, 50), percentile(&res->stats, 99));
-		printf("  %s\n", res->equal ? "equal" : "DIFFERENT");
-	}
+static void json_percentile(const struct libuffd_stats *st, unsigned int percent)
+{
+	double us = percentile(st, percent);
+
+	if (us > 0)
+		printf(", \"p%u_below_us\": %.1f", percent, us);
+	else
+		printf(", \"p%u_below_us\": null", percent);
+}
+
+static void json_way(const struct result *res, int w)
+{
+	printf(" {\"way\": \"%s\", \"touched_s\": %.6f, \"complete_s\": %.6f, \"faults\": %" PRIu64
+	       ", \"supplied\": %" PRIu64,
+	       way_name[w], res->touched, w == FILL ? res->complete : 0.0,
+	       res->stats.faults_missing, res->stats.bytes);
+	if (res->cached == UNKNOWN)
+		printf(", \"cached\": null");
+	else
+		printf(", \"cached\": %" PRId64, res->cached);
+	json_percentile(&res->stats, 50);
+	json_percentile(&res->stats, 99);
+	printf(", \"equal\": %s}", res->equal ? "true" : "false");
 }
 
 static void print_json(const struct restore *r)
@@ -400,14 +516,8 @@ static void print_json(const struct restore *r)
 	       ", \"engine\": \"%s\", \"ways\": [",
 	       r->size, r->opts.touch, r->opts.threads, r->opts.window, r->engine);
 	for (int w = 0; w < WAYS; w++) {
-		const struct result *res = &r->result[w];
-
-		printf("%s\n {\"way\": \"%s\", \"touched_s\": %.6f, \"complete_s\": %.6f, "
-		       "\"faults\": %" PRIu64 ", \"supplied\": %" PRIu64
-		       ", \"p50_below_us\": %.1f, \"p99_below_us\": %.1f, \"equal\": %s}",
-		       w ? "," : "", way_name[w], res->touched, w == FILL ? res->complete : 0.0,
-		       res->stats.faults_missing, res->stats.bytes, percentile(&res->stats, 50),
-		       percentile(&res->stats, 99), res->equal ? "true" : "false");
+		puts(w ? "," : "");
+		json_way(&r->result[w], w);
 	}
 	printf("\n]}\n");
 }
@@ -534,6 +644,7 @@ static void open_file(struct restore *r)
 		die("%s: %s", r->opts.path, strerror(errno));
 	if (!S_ISREG(st.st_mode) || st.st_size <= 0)
 		die("%s: not a file with anything in it", r->opts.path);
+	r->ours = st.st_uid == geteuid() || !faccessat(AT_FDCWD, r->opts.path, W_OK, AT_EACCESS);
 	r->size = (uint64_t)st.st_size;
 	r->page = (size_t)sysconf(_SC_PAGESIZE);
 	r->len = ((size_t)r->size + r->page - 1) & ~(r->page - 1);

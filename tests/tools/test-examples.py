@@ -19,7 +19,7 @@ INFO, WITHOUT, LAZY, FIRST, RESTORE, EPOLL = [os.path.abspath(a) for a in sys.ar
 PAGE = os.sysconf("SC_PAGESIZE")
 MIB = 1 << 20
 
-copies = common.Copies(WITHOUT, LAZY, FIRST)
+copies = common.Copies(WITHOUT, LAZY, FIRST, RESTORE)
 scratch = tempfile.mkdtemp(prefix="libuffd-test-")
 os.chmod(scratch, 0o755)
 
@@ -117,15 +117,15 @@ def quiet_prints_the_result_only():
     check(text.startswith("faults "), text)
 
 
-def a_terminal_gets_a_bar():
-    needs_userfaultfd()
-    path = make_file("bar", MIB)
+def terminal():
     try:
-        master, slave = os.openpty()
+        return os.openpty()
     except OSError as error:
         raise Skip(f"no pseudo-terminal is to be had: {error.strerror}") from error
-    result = run([LAZY, path], stdout=slave)
-    os.close(slave)
+
+
+def shown_on(master):
+    """All that the terminal was given, when the other end is closed."""
     shown = b""
     while True:
         try:
@@ -136,6 +136,16 @@ def a_terminal_gets_a_bar():
             break
         shown += part
     os.close(master)
+    return shown
+
+
+def a_terminal_gets_a_bar():
+    needs_userfaultfd()
+    path = make_file("bar", MIB)
+    master, slave = terminal()
+    result = run([LAZY, path], stdout=slave)
+    os.close(slave)
+    shown = shown_on(master)
     equal(result.returncode, 0)
     check(b"\r[##############################] 100 %" in shown, shown)
     check(max(len(line) for line in re.split(rb"[\r\n]+", shown)) <= 100, shown)
@@ -407,6 +417,78 @@ def lazy_restore_prints_a_table():
           ["mmap", "faults", "fill", "replay"])
 
 
+def lazy_restore_gives_a_terminal_a_bar():
+    """Of errors: the table may go elsewhere. It fits into 80 columns, so that no line is broken."""
+    needs_userfaultfd()
+    path = make_file("bar-of-restore", 2 * MIB + 1)
+    for quiet in ([], ["--quiet"]):
+        master, slave = terminal()
+        result = run([RESTORE, *quiet, path], stderr=slave)
+        os.close(slave)
+        shown = shown_on(master)
+        equal(result.returncode, 0, shown)
+        if quiet:
+            equal(shown, b"")
+            continue
+        for way in (b"mmap", b"faults", b"fill", b"replay"):
+            for what in (b"touched", b"compared"):
+                check(re.search(rb"\r%s +\[#{20}\] 100%% %s" % (way, what), shown), way, what, shown)
+        check(max(len(line) for line in re.split(rb"[\r\n]+", shown)) < 80, shown)
+        check(shown.endswith(b"\r\033[K"), shown)  # and makes room for the table
+
+
+def lazy_restore_says_what_is_not_cold():
+    """A file in memory is all in the page cache, whatever one does."""
+    needs_userfaultfd()
+    fd = os.memfd_create("not-cold")
+    os.write(fd, random.Random(1).getrandbits(8 * MIB).to_bytes(MIB, "little"))
+    path = "/proc/self/fd/%d" % fd
+    told = json.loads(run([RESTORE, "--json", path], pass_fds=[fd]).stdout)
+    equal([way["cached"] for way in told["ways"]], 4 * [MIB])
+    text = run([RESTORE, path], pass_fds=[fd]).stdout
+    os.close(fd)
+    equal(len(re.findall(r"^\w+ +100% ", text, re.MULTILINE)), 4, text)
+    check("This is not cold: up to 1.0 MiB" in text, text)
+
+
+def lazy_restore_begins_cold_on_a_disk():
+    needs_userfaultfd()
+    path = make_file("cold", 3 * MIB + 1)
+    kind = run(["stat", "-f", "-c", "%T", path]).stdout.strip()
+    if kind not in ("ext2/ext3", "xfs", "btrfs"):
+        raise Skip("this file system may keep its files in memory: " + kind)
+    equal([way["cached"] for way in restore(path)["ways"]], 4 * [0])
+    text = run([RESTORE, path]).stdout
+    check("cold:" not in text and "not known" not in text, text)
+
+
+def lazy_restore_does_not_know_of_the_file_of_another():
+    needs_userfaultfd()
+    path = make_file("of-another", MIB)
+    os.chmod(path, 0o644)
+    for args in (["--json"], []):
+        result = copies.as_nobody([copies.path(RESTORE), *args, path])
+        if result.returncode == 1 and "userfaultfd" in result.stderr:
+            raise Skip("user mode is refused here: " + result.stderr.strip())
+        equal(result.returncode, 0, result.stderr)
+        if args:
+            equal([way["cached"] for way in json.loads(result.stdout)["ways"]], 4 * [None])
+        else:
+            check("Whether this is cold is not known" in result.stdout, result.stdout)
+
+
+def lazy_restore_tells_no_latency_that_was_not_measured():
+    """The kernel's own mapping has no faults that a server could time."""
+    needs_userfaultfd()
+    path = make_file("latency", MIB)
+    ways = restore(path)["ways"]
+    equal((ways[0]["p50_below_us"], ways[0]["p99_below_us"]), (None, None))
+    check(all(way[p] is None or way[p] > 0 for way in ways for p in ("p50_below_us", "p99_below_us")),
+          ways)
+    text = run([RESTORE, path]).stdout
+    check(" 0 us" not in text, text)
+
+
 def lazy_restore_refuses_what_it_cannot_do():
     for args in (["--threads", "0", "x"], ["--touch", "101", "x"], ["--window", "3", "x"],
                  ["--engine", "steam", "x"], ["--seed", "-1", "x"], [], ["x", "y"], ["--what", "x"]):
@@ -430,6 +512,11 @@ def epoll_server_serves_in_a_loop_of_its_own():
 TESTS = [
     lazy_restore_brings_every_byte_in_four_ways,
     lazy_restore_prints_a_table,
+    lazy_restore_gives_a_terminal_a_bar,
+    lazy_restore_says_what_is_not_cold,
+    lazy_restore_begins_cold_on_a_disk,
+    lazy_restore_does_not_know_of_the_file_of_another,
+    lazy_restore_tells_no_latency_that_was_not_measured,
     lazy_restore_refuses_what_it_cannot_do,
     epoll_server_serves_in_a_loop_of_its_own,
     one_byte,
