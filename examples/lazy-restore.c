@@ -172,7 +172,7 @@ static void show(const struct restore *r, uint64_t done, uint64_t all, const cha
 	bar[BAR] = 0;
 	if (r->server)
 		libuffd_server_stats(r->server, 0, &st);
-	fprintf(stderr, "\r%-6s [%s] %3u%% %-8s, %7.1f MiB supplied, %5.1f s ", way_name[r->way],
+	fprintf(stderr, "\r%-6s [%s] %3u%% %-9s %7.1f MiB supplied, %5.1f s ", way_name[r->way],
 		bar, (unsigned int)(done * 100 / all), what, (double)st.bytes / MIB, now() - begun);
 }
 
@@ -180,7 +180,7 @@ static void show_touched(struct restore *r, double begun)
 {
 	size_t done = atomic_load(&r->next); /* each thread goes one too far */
 
-	show(r, done < r->ntouch ? done : r->ntouch, r->ntouch, "touched", begun);
+	show(r, done < r->ntouch ? done : r->ntouch, r->ntouch, "touched,", begun);
 }
 
 static void show_nothing(const struct restore *r)
@@ -303,7 +303,7 @@ static bool compare(const struct restore *r)
 
 		equal = n > 0 && !memcmp(buf, r->memory + at, (size_t)n);
 		at += n > 0 ? (uint64_t)n : 0;
-		show(r, at, r->size, "compared", begun);
+		show(r, at, r->size, "compared,", begun);
 	}
 	show_nothing(r);
 	for (size_t at = (size_t)r->size; equal && at < r->len; at++)

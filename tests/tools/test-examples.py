@@ -502,6 +502,44 @@ def lazy_restore_refuses_what_it_cannot_do():
     check("--engine" in run([RESTORE, "--help"]).stdout)
 
 
+# ---- The demo: what it refuses before it installs, builds or packs anything -----------------------
+
+
+DEMO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../scripts/demo")
+
+
+def demo_refuses_what_it_cannot_do():
+    for args in (["--size"], ["--size", "0"], ["--size", "x"], ["--size", "-1"], ["--size", "1.5"],
+                 ["--size", "99999999"], ["--size", "5", "file"], ["a", "b"], ["--what"]):
+        result = run([DEMO, *args])
+        equal((result.returncode, result.stdout), (2, ""), args)
+        check("--size" in result.stderr, result.stderr)
+    check("--size MIB" in run([DEMO, "--help"]).stdout)
+    result = run([DEMO, os.path.join(scratch, "nothing-there")])
+    equal((result.returncode, result.stdout), (1, ""))
+
+
+# In front of the real ones: a disk, or a memory, that has 100 MiB left. awk is asked twice, for the disk with
+# one argument, for the memory with the name of a file too.
+SHORT = {
+    "df": "printf 'header\\ndisk 0 0 102400 99% /\\n'",
+    "awk": "[ $# = 2 ] && echo 100 || { cat >/dev/null; echo 99999; }",
+}
+
+
+def demo_wants_room_for_its_file():
+    for name, text in SHORT.items():
+        tools = os.path.join(scratch, "short-of-" + name)
+        os.mkdir(tools)
+        with open(os.path.join(tools, name), "w", encoding="ascii") as f:
+            f.write("#!/bin/sh\n%s\n" % text)
+        os.chmod(os.path.join(tools, name), 0o755)
+        path = tools + ":" + os.environ["PATH"]
+        result = run([DEMO, "--no-install"], env={**os.environ, "PATH": path})
+        equal((result.returncode, result.stdout), (1, ""), result.stderr)
+        check("100 MiB" in result.stderr and "--size" in result.stderr, result.stderr)
+
+
 def epoll_server_serves_in_a_loop_of_its_own():
     needs_userfaultfd()
     result = run([EPOLL])
@@ -518,6 +556,8 @@ TESTS = [
     lazy_restore_does_not_know_of_the_file_of_another,
     lazy_restore_tells_no_latency_that_was_not_measured,
     lazy_restore_refuses_what_it_cannot_do,
+    demo_refuses_what_it_cannot_do,
+    demo_wants_room_for_its_file,
     epoll_server_serves_in_a_loop_of_its_own,
     one_byte,
     exactly_one_page,
