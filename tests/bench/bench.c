@@ -26,7 +26,7 @@ void die(const char *format, ...)
 	va_list ap;
 
 	va_start(ap, format);
-	fputs("core-bench: ", stderr);
+	fprintf(stderr, "%s: ", program_invocation_short_name);
 	vfprintf(stderr, format, ap);
 	fputc('\n', stderr);
 	va_end(ap);

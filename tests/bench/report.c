@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "report.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@ struct row *report_row(const char *section, const char *name, ...)
 	va_list ap;
 
 	if (n_rows == MAX_ROWS) {
-		fprintf(stderr, "core-bench: more than %d rows\n", MAX_ROWS);
+		fprintf(stderr, "%s: more than %d rows\n", program_invocation_short_name, MAX_ROWS);
 		exit(1);
 	}
 	n_rows++;
