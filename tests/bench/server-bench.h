@@ -26,7 +26,9 @@ void server_placement(void);
 void server_scale(void);
 void server_memory(void);
 
-extern uint32_t engine;	      /* LIBUFFD_ENGINE_* that servers are made with */
+extern uint32_t engine; /* LIBUFFD_ENGINE_* that servers are made with */
+extern uint32_t
+	engines_ran; /* bits 1 << LIBUFFD_ENGINE_*: what servers that were made with that have */
 extern const char *paper_dir; /* where files are made */
 
 /* ---- Bytes: every page tells its own number ------------------------------------------------------ */
@@ -118,6 +120,8 @@ void server_end(struct at_work *w);
 struct libuffd_source *source_of_memory(const struct arena *a);
 struct libuffd_source *source_of_file(int fd);
 void must(const char *what, int ret); /* die unless ret is 0 */
+/* A server made with @engine: remember what it has. */
+void remember_engine(const struct libuffd_server *s);
 
 /* ---- Bytes that take their time ----------------------------------------------------------------- */
 

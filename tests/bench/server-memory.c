@@ -75,6 +75,7 @@ static void large_regions(size_t n)
 	opts.engine = engine;
 	opts.threads = 1;
 	must("libuffd_server_new", libuffd_server_new(&opts, &s));
+	remember_engine(s);
 	must("libuffd_source_zero", libuffd_source_zero(&zero));
 	snprintf(name, sizeof(name), "RSS for 1 TiB in %zu regions, of 64 MiB", n);
 	set_bar(value_row("10. Memory (base: what is granted)", name, "MiB", 64,

@@ -21,7 +21,7 @@ static int part;
 static size_t part_rounds;
 static struct {
 	int part;
-	char text[128];
+	char text[200];
 } notes[MOST_NOTES];
 static size_t n_notes;
 
@@ -70,13 +70,16 @@ void take_turns(struct leg *legs, size_t n)
 void note(const char *format, ...)
 {
 	va_list ap;
+	int len;
 
 	if (n_notes == MOST_NOTES)
-		return;
+		die("more than %d notes", MOST_NOTES);
 	notes[n_notes].part = part;
 	va_start(ap, format);
-	vsnprintf(notes[n_notes].text, sizeof(notes[n_notes].text), format, ap);
+	len = vsnprintf(notes[n_notes].text, sizeof(notes[n_notes].text), format, ap);
 	va_end(ap);
+	if (len < 0 || (size_t)len >= sizeof(notes[n_notes].text))
+		die("a note that is too long: %s", notes[n_notes].text);
 	n_notes++;
 }
 
@@ -142,6 +145,29 @@ struct row *missing_row(const char *section, const char *name, const char *why)
 	return row;
 }
 
+/* ---- What ran ---------------------------------------------------------------------------------- */
+
+static const char *asked_for(void)
+{
+	return engine == LIBUFFD_ENGINE_AUTO ? "auto" : libuffd_engine_name(engine);
+}
+
+/* What the servers had that were made with that; part 1 has one with poll beside it in any case. */
+static const char *engines(void)
+{
+	static char names[32];
+
+	names[0] = 0;
+	for (uint32_t e = 1; libuffd_engine_name(e); e++) {
+		if (!(engines_ran & UINT32_C(1) << e))
+			continue;
+		if (names[0])
+			strcat(names, ", ");
+		strcat(names, libuffd_engine_name(e));
+	}
+	return names[0] ? names : "none";
+}
+
 /* ---- Table ------------------------------------------------------------------------------------- */
 
 static bool has_bar(const struct row *row)
@@ -177,8 +203,10 @@ void results_table(FILE *out)
 	size_t bars = 0, reached = 0;
 
 	uname(&name);
-	fprintf(out, "libuffd server benchmark: Linux %s %s, %ld CPUs\n", name.release,
-		name.machine, sysconf(_SC_NPROCESSORS_ONLN));
+	fprintf(out,
+		"libuffd server benchmark: Linux %s %s, %ld CPUs, engine %s (asked for: %s)%s\n",
+		name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN), engines(), asked_for(),
+		quick ? ", quick" : "");
 	for (size_t i = 0; i < n_notes; i++)
 		fprintf(out, "  part %d: %s\n", notes[i].part, notes[i].text);
 	for (size_t i = 0; i < n_results; i++) {
@@ -224,8 +252,15 @@ void results_json(FILE *out)
 	struct utsname name;
 
 	uname(&name);
-	fprintf(out, "{\n\"kernel\": \"%s\", \"machine\": \"%s\", \"cpus\": %ld,\n\"rows\": [\n",
-		name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN));
+	fprintf(out,
+		"{\n\"kernel\": \"%s\", \"machine\": \"%s\", \"cpus\": %ld,\n"
+		"\"engine\": \"%s\", \"engine_asked_for\": \"%s\", \"quick\": %s,\n\"notes\": [\n",
+		name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN), engines(), asked_for(),
+		quick ? "true" : "false");
+	for (size_t i = 0; i < n_notes; i++)
+		fprintf(out, "{\"part\": %d, \"text\": \"%s\"}%s\n", notes[i].part, notes[i].text,
+			i + 1 < n_notes ? "," : "");
+	fputs("],\n\"rows\": [\n", out);
 	for (size_t i = 0; i < n_results; i++) {
 		json_row(out, &results[i]);
 		fputs(i + 1 < n_results ? ",\n" : "\n", out);
@@ -236,22 +271,22 @@ void results_json(FILE *out)
 /* ---- Picture ----------------------------------------------------------------------------------- */
 
 #define LEFT 380       /* where the bars begin */
-#define UNIT 240.0     /* as wide as the bar that is to be reached */
+#define UNIT 240.0     /* as wide as what is to be reached, or as the base where nothing is */
 #define MOST_UNITS 2.0 /* what is longer is cut off */
 #define LINE 22
-#define TOP 64
+#define TOP 84
 #define WIDTH (LEFT + (int)(UNIT * MOST_UNITS) + 140)
 
 static double at(const struct row *row, double ratio)
 {
-	double units = ratio / row->bar;
+	double units = has_bar(row) ? ratio / row->bar : ratio;
 
 	return LEFT + UNIT * (units < MOST_UNITS ? units : MOST_UNITS);
 }
 
 static void svg_row(FILE *out, const struct row *row, int y)
 {
-	const char *colour = met(row) ? "#3a8f5c" : "#c0504d";
+	const char *colour = !has_bar(row) ? "#b0b0b0" : met(row) ? "#3a8f5c" : "#c0504d";
 	int middle = y + LINE / 2 - 2;
 
 	fprintf(out,
@@ -262,8 +297,19 @@ static void svg_row(FILE *out, const struct row *row, int y)
 		"<path d=\"M%.1f %dH%.1fM%.1f %dv6M%.1f %dv6\" stroke=\"#222\" fill=\"none\"/>\n",
 		at(row, row->low), middle, at(row, row->high), at(row, row->low), middle - 3,
 		at(row, row->high), middle - 3);
-	fprintf(out, "<text x=\"%.1f\" y=\"%d\">%.3g %s %g</text>\n", LEFT + UNIT * MOST_UNITS + 10,
-		y + 13, row->value, row->kind == BAR_AT_MOST ? "&#8804;" : "&#8805;", row->bar);
+	fprintf(out, "<text x=\"%.1f\" y=\"%d\">%.3g", LEFT + UNIT * MOST_UNITS + 10, y + 13,
+		row->value);
+	if (has_bar(row))
+		fprintf(out, " %s %g", row->kind == BAR_AT_MOST ? "&#8804;" : "&#8805;", row->bar);
+	fputs("</text>\n", out);
+}
+
+static void svg_missing(FILE *out, const struct row *row, int y)
+{
+	fprintf(out,
+		"<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n"
+		"<text x=\"%d\" y=\"%d\" fill=\"#666\">not measured: %s</text>\n",
+		LEFT - 8, y + 13, row->name, LEFT + 4, y + 13, row->not_measured);
 }
 
 static int svg_rows(FILE *out)
@@ -274,8 +320,6 @@ static int svg_rows(FILE *out)
 	for (size_t i = 0; i < n_results; i++) {
 		const struct row *row = results[i].row;
 
-		if (!has_bar(row))
-			continue;
 		if (strcmp(section, row->section)) {
 			section = row->section;
 			if (out)
@@ -284,7 +328,9 @@ static int svg_rows(FILE *out)
 					y + 20, section);
 			y += LINE + 6;
 		}
-		if (out)
+		if (out && row->not_measured[0])
+			svg_missing(out, row, y);
+		else if (out)
 			svg_row(out, row, y);
 		y += LINE;
 	}
@@ -300,11 +346,12 @@ void results_svg(FILE *out)
 		"<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
 		"font-family=\"sans-serif\" font-size=\"12\">\n"
 		"<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n"
-		"<text x=\"8\" y=\"22\" font-size=\"15\">libuffd server: ratios, each against its "
-		"bar</text>\n"
+		"<text x=\"8\" y=\"22\" font-size=\"15\">libuffd server, engine %s: ratios, each "
+		"against its bar</text>\n"
 		"<text x=\"8\" y=\"42\">&#8804;: the bar should end left of the line; "
-		"&#8805;: it should reach it. Green: met.</text>\n",
-		WIDTH, bottom + 16);
+		"&#8805;: it should reach it. Green: met, red: missed.</text>\n"
+		"<text x=\"8\" y=\"60\">Grey: nothing is to be met, and the line is the base.</text>\n",
+		WIDTH, bottom + 16, engines());
 	svg_rows(out);
 	fprintf(out, "<path d=\"M%.1f %dV%d\" stroke=\"#222\" stroke-dasharray=\"4 3\"/>\n</svg>\n",
 		LEFT + UNIT, TOP - 10, bottom + 4);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 uint32_t engine = LIBUFFD_ENGINE_AUTO;
+uint32_t engines_ran;
 
 void must(const char *what, int ret)
 {
@@ -324,6 +325,14 @@ static void add_space(struct at_work *w, size_t i)
 	libuffd_source_unref(zero);
 }
 
+void remember_engine(const struct libuffd_server *s)
+{
+	int has = libuffd_server_engine(s);
+
+	must("libuffd_server_engine", has);
+	engines_ran |= UINT32_C(1) << has;
+}
+
 void server_begin(struct at_work *w, const struct serving *how)
 {
 	struct libuffd_server_opts opts = how->opts;
@@ -336,6 +345,8 @@ void server_begin(struct at_work *w, const struct serving *how)
 	opts.ctx = w;
 	pin(home); /* its threads inherit that */
 	must("libuffd_server_new", libuffd_server_new(&opts, &w->s));
+	if (opts.engine == engine)
+		remember_engine(w->s);
 	for (size_t i = 0; i < how->uffds; i++)
 		add_space(w, i);
 	if (opts.threads)
