@@ -251,7 +251,8 @@ LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
 /*
  * Forget a region. Its memory stays registered; faults there are unknown from then on. What is being
  * fetched for it is dropped. When this returns no callback of the region runs or will run (unless it
- * was called from one).
+ * was called from one), and nobody reads the memory of its source any more, signal handlers included. Into its
+ * alias may be read until libuffd_server_drain() has returned 0, or the server was freed.
  *   -EINVAL  @s is NULL
  *   -ENOENT  no such region
  */
@@ -371,7 +372,8 @@ LIBUFFD_EXPORT struct libuffd_source *libuffd_source_ref(struct libuffd_source *
 LIBUFFD_EXPORT void libuffd_source_unref(struct libuffd_source *src);
 
 /*
- * Bytes at @addr, which must stay until the last reference has gone, and never fault to the server itself.
+ * Bytes at @addr, which must stay until each region that has them was removed, or could not be added, or its server
+ * was freed; and never fault to the server itself.
  *   -EINVAL NULL, or it wraps; -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_source_memory(const void *addr, uint64_t len,
@@ -442,7 +444,16 @@ LIBUFFD_EXPORT int libuffd_source_complete(struct libuffd_source *src, uint64_t 
 /*
  * For the caller's own SIGBUS handler, for spaces of this process whose userfaultfd has FEATURE_SIGBUS:
  * answers a fault in a region with a memory or zero source, with its window. @address and @code are
- * si_addr and si_code. No thread of the server's takes part. Returns as libuffd_sigbus(). Signal-safe.
+ * si_addr and si_code. No thread of the server's takes part, and nothing is counted, recorded, or told as complete.
+ * Returns as libuffd_sigbus(). Signal-safe.
+ *
+ * A chain will do if memory and then zeros are all that it has for the region; regions with any other source, or with
+ * MODE_MINOR, are not answered (0). The page in which the memory ends is copied when the region is added, with
+ * zeros behind; other pages are read when they are asked for.
+ *
+ * A region is known by the addresses that it was added at, whatever events tell. Remove it before any of it is moved
+ * or unmapped: afterwards the old addresses are -ENOENT, or answered if other memory there is registered with the same
+ * userfaultfd, and the new ones 0. What the program dropped (MADV_DONTNEED) comes from the source again.
  */
 LIBUFFD_EXPORT int libuffd_server_sigbus(const struct libuffd_server *s, uint64_t address,
 					 int code);

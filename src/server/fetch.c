@@ -239,6 +239,19 @@ static bool ask_part(struct srv_fetch *f)
 	return false;
 }
 
+/* Zeros, if the region has been removed: nobody gets them, and its memory may be gone. */
+static void copy_part(struct srv_fetch *f, unsigned char *to)
+{
+	struct srv_gate *gate = &f->loop->server->gate;
+	atomic_uint *inside = srv_gate_enter(gate);
+
+	if (atomic_load(&f->pages->region->dead))
+		memset(to, 0, (size_t)f->extent.len);
+	else
+		memcpy(to, f->extent.memory, (size_t)f->extent.len);
+	srv_gate_leave(gate, inside);
+}
+
 /* One part of the bytes: true when it is there. */
 static bool get_part(struct srv_fetch *f)
 {
@@ -251,7 +264,7 @@ static bool get_part(struct srv_fetch *f)
 	case SRV_HAVE_CUSTOM:
 		return ask_part(f);
 	case SRV_HAVE_MEMORY:
-		memcpy(to, e->memory, (size_t)e->len);
+		copy_part(f, to);
 		break;
 	default:
 		memset(to, 0, (size_t)e->len);

@@ -308,11 +308,8 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	ret = map_region(sp, r);
 	if (ret == 0)
 		ret = make_registered(sp, &r->cfg);
-	if (ret == 0) {
-		pthread_mutex_lock(&s->lock);
-		ret = srv_sigbus_update(s);
-		pthread_mutex_unlock(&s->lock);
-	}
+	if (ret == 0)
+		ret = srv_sigbus_add(s, sp, r);
 	if (ret == 0) {
 		/* Who came too early asks again. */
 		libuffd_wake(sp->u, r->cfg.start, (size_t)r->cfg.len);
@@ -321,6 +318,7 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	atomic_store(&r->dead, true);
 	unmap_region(sp, r);
 	unlink_region(s, r);
+	srv_sigbus_remove(s, r);
 	return ret;
 }
 
@@ -397,10 +395,9 @@ int libuffd_server_remove_region(struct libuffd_server *s, uint64_t region)
 	atomic_store(&r->dead, true);
 	for (struct srv_space *sp = s->spaces; sp; sp = sp->next)
 		unmap_region(sp, r);
-	/* Without memory for a shorter list the old one names a region that is dead: it is passed over. */
-	srv_sigbus_update(s);
 	pthread_mutex_unlock(&s->lock);
 	srv_background_forget(s, r);
+	srv_sigbus_remove(s, r);
 	wait_for_callbacks(s, r);
 	srv_region_unref(r);
 	return 0;

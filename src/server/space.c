@@ -412,6 +412,8 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error)
 	sp->error = error;
 	srv_space_ref(sp);
 	close_ports(sp, loop);
+	/* Who is told may close the userfaultfd, which signal handlers have in hand. */
+	srv_gate_wait(&s->gate);
 	/*
 	 * A failed space stays on the list: its userfaultfd must not be closed as long as there is memory
 	 * that would read as zeros then.
@@ -454,6 +456,7 @@ int libuffd_server_detach(struct libuffd_server *s, uint64_t space, struct libuf
 	while (sp->open && !here && srv_is_turned(s))
 		pthread_cond_wait(&s->changed, &s->lock);
 	pthread_mutex_unlock(&s->lock);
+	srv_gate_wait(&s->gate); /* signal handlers have left it, too */
 	hand_back(sp);
 	if (sp->owned) {
 		*child = sp->u;

@@ -19,6 +19,7 @@
 #define LIBUFFD_SRV_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -518,6 +519,53 @@ void srv_background_free(struct libuffd_server *s);
 void srv_record_touch(struct libuffd_server *s, struct srv_region *r, uint64_t first, uint64_t n);
 void srv_record_free(struct libuffd_server *s);
 
+/* ---- gate.c, sigbus.c ---------------------------------------------------------------------------- */
+
+#define SRV_GATE_SLOTS 16
+
+/*
+ * Who looks at memory that somebody may take away: signal handlers at the list of regions, they and loops at the
+ * bytes of a memory source. To go in and out takes no lock, and who takes the memory away waits until those
+ * have left who may have seen it.
+ */
+struct srv_gate {
+	struct {
+		atomic_uint inside[2]; /* by the turn in which they came */
+		char apart[64 - 2 * sizeof(atomic_uint)];
+	} slot[SRV_GATE_SLOTS]; /* threads keep to their own, mostly */
+	atomic_uint turn;
+	atomic_bool awaited;
+	sem_t left;
+	pthread_mutex_t lock; /* of who waits; a leaf */
+};
+
+void srv_gate_init(struct srv_gate *g);
+void srv_gate_destroy(struct srv_gate *g);
+/* Signal-safe. What is to be looked at is read afterwards, with sequential consistency. */
+atomic_uint *srv_gate_enter(struct srv_gate *g);
+void srv_gate_leave(struct srv_gate *g, atomic_uint *inside);
+/*
+ * Whoever is inside, or was when this began, has left. Not for who is inside; what these do there ends by
+ * itself, and needs nobody else.
+ */
+void srv_gate_wait(struct srv_gate *g);
+
+/* What signal handlers look at: two lists, of which one is looked at and the other will be. */
+struct srv_sigbus {
+	pthread_mutex_t lock; /* before the gate's */
+	struct srv_sigbus_list *_Atomic now;
+	struct srv_sigbus_list *idle;
+};
+
+/* Handlers answer for the region from now on, if its space and source are such. 0 or -ENOMEM. No lock is held. */
+int srv_sigbus_add(struct libuffd_server *s, struct srv_space *sp, struct srv_region *r);
+/*
+ * The region is dead. When this returns no handler knows it, and nobody reads the memory of its source.
+ * No lock is held.
+ */
+void srv_sigbus_remove(struct libuffd_server *s, struct srv_region *r);
+void srv_sigbus_free(struct libuffd_server *s);
+
 /* ---- server.c ------------------------------------------------------------------------------------ */
 
 struct srv_answered {
@@ -586,7 +634,8 @@ struct libuffd_server {
 	struct srv_counters counters;		   /* what belongs to no region (any more) */
 	struct srv_background *_Atomic background; /* or NULL */
 	struct srv_record *_Atomic record;	   /* or NULL */
-	struct srv_sigbus *_Atomic sigbus;	   /* for signal handlers */
+	struct srv_gate gate;
+	struct srv_sigbus sigbus;
 	atomic_uint drainers;
 	uint64_t stamp; /* of the last round of stats.c */
 	void *trap;	/* a page that nothing can be copied from */
@@ -608,9 +657,6 @@ void srv_callback_end(struct libuffd_server *s, struct srv_region *r);
 void srv_notice(struct libuffd_server *s, const struct libuffd_notice *notice);
 /* The loop that the calling thread turns, of this server; or NULL. */
 struct srv_loop *srv_loop_here(const struct libuffd_server *s);
-/* sigbus.c: regions have changed. Under server->lock. 0 or -ENOMEM. */
-int srv_sigbus_update(struct libuffd_server *s);
-void srv_sigbus_free(struct libuffd_server *s);
 /* A reference, or NULL. */
 struct srv_region *srv_region_find(struct libuffd_server *s, uint64_t id);
 
