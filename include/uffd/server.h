@@ -235,8 +235,9 @@ struct libuffd_region {
  * Serve a range. *@region gets its id. May be called while the space is served: faults that waited there
  * as unknown are looked at again.
  *   -EINVAL   NULL, bad size, unknown flag, mode or policy; unaligned, empty or wrapping range; no source for
- *             MISSING; WP without MODE_WP; a source for MINOR without alias; an alias without MINOR; a number
- *             beyond its limit; or as libuffd_register()
+ *             MISSING; WP without MODE_WP; a source for MINOR without alias; an alias without MINOR; `written`
+ *             in a space with FEATURE_SIGBUS, where no write is told; a number beyond its limit; or as
+ *             libuffd_register()
  *   -E2BIG    newer than the library
  *   -ENOENT   no such space; or without REGISTER, the range is not registered with any userfaultfd
  *   -EEXIST   a part of the range belongs to a region already
@@ -450,6 +451,9 @@ LIBUFFD_EXPORT int libuffd_source_complete(struct libuffd_source *src, uint64_t 
  * A chain will do if memory and then zeros are all that it has for the region; regions with any other source, or with
  * MODE_MINOR, are not answered (0). The page in which the memory ends is copied when the region is added, with
  * zeros behind; other pages are read when they are asked for.
+ *
+ * With MODE_WP a fault brings one page, whatever the window, and a write to a protected page is let through by it,
+ * with nobody told; with WP_ASYNC by the kernel.
  *
  * A region is known by the addresses that it was added at, whatever events tell. Remove it before any of it is moved
  * or unmapped: afterwards the old addresses are -ENOENT, or answered if other memory there is registered with the same

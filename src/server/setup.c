@@ -343,7 +343,10 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	sp = srv_space_find(s, cfg.space);
 	if (!sp)
 		return -ENOENT;
-	ret = would_deadlock(s, sp, &cfg) ? -EDEADLK : region_new(&cfg, &made);
+	if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
+		ret = -EINVAL; /* nobody would call it */
+	else
+		ret = would_deadlock(s, sp, &cfg) ? -EDEADLK : region_new(&cfg, &made);
 	if (ret == 0) {
 		ret = serve_region(s, sp, made);
 		if (ret == 0)

@@ -7,6 +7,8 @@
  */
 #include "srv.h"
 
+#include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -22,6 +24,7 @@ struct entry {
 	struct libuffd_answer part[PARTS];
 	size_t window;
 	void *mixed; /* the page in which the source's bytes end, or NULL */
+	void *zeros; /* a page of them, for what is installed protected; or NULL */
 };
 
 struct item {
@@ -93,7 +96,6 @@ static struct libuffd_answer *add_part(struct libuffd_answer *a, const struct sr
 	a->start = r->cfg.start + *from;
 	a->len = len;
 	a->page_size = r->cfg.page_size;
-	a->flags = r->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	a->data = data;
 	*from += len;
 	return a + 1;
@@ -108,6 +110,8 @@ static int fill_entry(struct entry *e, const struct srv_region *r, const unsigne
 
 	if (bytes > whole)
 		ret = map_page(r, &e->mixed);
+	if (ret == 0 && r->cfg.modes & LIBUFFD_MODE_WP)
+		ret = map_page(r, &e->zeros);
 	if (ret < 0)
 		return ret;
 	if (bytes > whole)
@@ -126,6 +130,8 @@ static void free_entry(struct entry *e)
 
 	if (e->mixed)
 		munmap(e->mixed, page);
+	if (e->zeros)
+		munmap(e->zeros, page);
 	srv_region_unref(e->region);
 	srv_space_unref(e->space);
 	free(e);
@@ -291,6 +297,45 @@ void srv_sigbus_free(struct libuffd_server *s)
 
 /* ---- In the handler ---------------------------------------------------------------------------- */
 
+/* A write to a page that is there. With WP_ASYNC the kernel lets it through itself, and keeps account of it. */
+static int let_write(const struct entry *e, const struct libuffd_answer *part, uint64_t at)
+{
+	struct libuffd_answer a = *part;
+	size_t done;
+
+	if (e->space->features & LIBUFFD_FEATURE_WP_ASYNC)
+		return 0;
+	a.kind = LIBUFFD_ANSWER_UNPROTECT;
+	a.data = NULL;
+	a.start = at;
+	a.len = a.page_size;
+	return libuffd_resolve(e->u, &a, &done);
+}
+
+/*
+ * With write-protection an absent page and a write to a protected one look the same: which it was shows when
+ * the page is to be installed. One page only, since what is there may have been written to, and must not be
+ * protected anew.
+ */
+static int answer_protected(const struct entry *e, const struct libuffd_answer *a, uint64_t address)
+{
+	size_t page = (size_t)a->page_size, done;
+	uint64_t at = address & ~(a->page_size - 1);
+	uint64_t flags = e->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_COPY_WP : 0;
+	const void *data = e->zeros;
+	int ret;
+
+	if (a->kind == LIBUFFD_ANSWER_COPY)
+		data = (const unsigned char *)a->data + (at - a->start);
+	ret = libuffd_copy(e->u, at, data, page, flags, &done);
+	if (ret == -EEXIST)
+		ret = let_write(e, a, at);
+	/* The access faults again, and finds the layout settled sooner or later. */
+	if (ret == -EAGAIN)
+		ret = sched_yield();
+	return ret < 0 ? ret : 1;
+}
+
 static int answer(const struct entry *e, uint64_t address, int code)
 {
 	for (size_t i = 0; i < PARTS; i++) {
@@ -298,6 +343,8 @@ static int answer(const struct entry *e, uint64_t address, int code)
 
 		if (address - a->start >= a->len)
 			continue;
+		if (e->region->cfg.modes & LIBUFFD_MODE_WP && code == BUS_ADRERR)
+			return answer_protected(e, a, address);
 		return libuffd_sigbus(e->u, a, e->window, address, code);
 	}
 	return 0;

@@ -197,8 +197,13 @@ static void threads_that_fault_the_same_pages_all_go_on(void **state)
 	pthread_barrier_t start;
 	struct libuffd_region r;
 
-	stage_up(state, stage_pages(state), MISSING, SIGBUS_FEATURE);
+	stage_up(state, stage_pages(state), stage_more(state) ? MISSING | WP : MISSING,
+		 SIGBUS_FEATURE);
 	r = region_of(&stage.m, memory_source());
+	if (stage_more(state)) {
+		r.modes = MISSING | WP;
+		r.flags |= LIBUFFD_REGION_WP;
+	}
 	add_region(&r);
 	handler_on();
 	pthread_barrier_init(&start, NULL, THREADS);
@@ -214,6 +219,116 @@ static void threads_that_fault_the_same_pages_all_go_on(void **state)
 		assert_int_equal(rd[i].refused, 1);
 		assert_int_equal(rd[i].same, stage.m.len);
 	}
+}
+
+/* ---- Write-protection -------------------------------------------------------------------------- */
+
+/* Nobody is told of a write, so it goes through; what was written before stays as it is. */
+static void a_write_to_a_page_that_came_protected_goes_through(void **state)
+{
+	size_t pages = stage_pages(state);
+	struct libuffd_region r;
+
+	stage_up(state, pages, MISSING | WP, SIGBUS_FEATURE);
+	r = region_of(&stage.m, stage_more(state) == ZEROS ? zero_source() : memory_source());
+	if (stage_more(state) == ZEROS)
+		memset(stage.data, 0, stage.m.len);
+	r.modes = MISSING | WP;
+	r.flags |= LIBUFFD_REGION_WP;
+	r.window = 4 * stage.m.page;
+	add_region(&r);
+	expect_answered(stage.data);
+	handler_on();
+	for (size_t i = 0; i < pages; i++) {
+		int before = atomic_load(&handler.calls);
+
+		assert_int_equal(reach(mem_page(&stage.m, i), true, 77), 1);
+		/* It was protected, and is not any more. */
+		assert_int_equal(atomic_load(&handler.calls), before + 1);
+		assert_int_equal(reach(mem_page(&stage.m, i), true, 78), 1);
+		assert_int_equal(atomic_load(&handler.calls), before + 1);
+		stage.data[i * stage.m.page] = 78;
+	}
+	handler_off();
+	expect_answered(stage.data);
+}
+
+/* The first access is a write: the page comes, and the write is let through after it. */
+static void a_first_write_goes_through(void **state)
+{
+	size_t pages = stage_pages(state);
+	struct libuffd_region r;
+
+	stage_up(state, pages, MISSING | WP, SIGBUS_FEATURE);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | WP;
+	r.flags |= LIBUFFD_REGION_WP;
+	add_region(&r);
+	handler_on();
+	for (size_t i = 0; i < pages; i++) {
+		assert_int_equal(reach(mem_page(&stage.m, i), true, 77), 1);
+		stage.data[i * stage.m.page] = 77;
+	}
+	assert_int_equal(atomic_load(&handler.calls), (int)(2 * pages));
+	handler_off();
+	expect_answered(stage.data);
+}
+
+/* The kernel lets writes through, and keeps account: no signal, and a scan shows what was written. */
+static void with_wp_async_the_kernel_keeps_account_of_writes(void **state)
+{
+	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_scan_range out[4];
+	struct libuffd_scanner *scanner;
+	size_t pages = stage_pages(state);
+	struct libuffd_region r;
+	uint64_t walked;
+	int before;
+
+	stage_up(state, pages, MISSING | WP, SIGBUS_FEATURE | LIBUFFD_FEATURE_WP_ASYNC);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | WP;
+	r.flags |= LIBUFFD_REGION_WP;
+	add_region(&r);
+	expect_answered(stage.data);
+	handler_on();
+	before = atomic_load(&handler.calls);
+	assert_int_equal(reach(mem_page(&stage.m, 2), true, 77), 1);
+	assert_int_equal(atomic_load(&handler.calls), before);
+	handler_off();
+	if (libuffd_scan_open(0, &scanner) < 0)
+		SKIP("pagemap-scan", "there is no PAGEMAP_SCAN");
+	args.start = stage.m.start;
+	args.end = stage.m.start + stage.m.len;
+	args.all = args.report = LIBUFFD_PAGE_WRITTEN;
+	assert_int_equal(libuffd_scan(scanner, &args, out, ARRAY_SIZE(out), &walked), 1);
+	libuffd_scan_close(scanner);
+	assert_int_equal(out[0].start, mem_at(&stage.m, 2));
+	assert_int_equal(out[0].end, mem_at(&stage.m, 3));
+}
+
+static int let_through(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len)
+{
+	(void)ctx;
+	(void)space;
+	(void)region;
+	(void)address;
+	(void)len;
+	return 0;
+}
+
+/* Rather than to wait for calls that do not come. */
+static void a_callback_that_nobody_makes_is_refused(void **state)
+{
+	struct libuffd_region r;
+	uint64_t id = 99;
+
+	stage_up(state, 4, MISSING | WP, SIGBUS_FEATURE);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | WP;
+	r.written = let_through;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EINVAL);
+	assert_int_equal(id, 0);
 }
 
 /* ---- Regions that come and go ------------------------------------------------------------------ */
@@ -475,7 +590,13 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_source_that_must_be_asked_is_not_answered, MEM_ANON),
 	OF_ENGINES(pages_of_the_page_cache_are_not_answered, MEM_SHMEM_SHARED),
 	OF_ENGINES(pages_of_the_page_cache_are_not_answered, MEM_HUGETLB_SHARED),
-	OF_ALL(threads_that_fault_the_same_pages_all_go_on),
+	OF_ALL_WITH(threads_that_fault_the_same_pages_all_go_on, false),
+	OF_ALL_WITH(threads_that_fault_the_same_pages_all_go_on, true),
+	OF_ALL_WITH(a_write_to_a_page_that_came_protected_goes_through, WHOLE),
+	OF_ALL_WITH(a_write_to_a_page_that_came_protected_goes_through, ZEROS),
+	OF_ALL(a_first_write_goes_through),
+	OF_ALL(with_wp_async_the_kernel_keeps_account_of_writes),
+	OF_ENGINES(a_callback_that_nobody_makes_is_refused, MEM_ANON),
 	OF_ENGINES(many_regions_cost_what_they_are, MEM_ANON),
 	OF_ALL(a_removed_source_is_not_read_by_a_handler),
 	OF_ALL(a_removed_source_is_not_read_by_the_server),
