@@ -344,7 +344,8 @@ LIBUFFD_EXPORT int libuffd_server_fill(struct libuffd_server *s, uint64_t region
  * window brought; for the regions that are there or will be. Read-ahead and fills are not written down, so
  * the best record is made without them. libuffd_server_record_end() writes it to @fd (anything that write(2)
  * takes; a full non-blocking one is waited for) and forgets it; if that fails it goes on recording, so that
- * another descriptor can be tried.
+ * another descriptor can be tried. What it writes is a format with a version, the same on all machines
+ * (CONTRIBUTING.md, "The file of a record"): later libraries read it, too.
  *   -EINVAL    NULL
  *   -EALREADY  recording already; -ENOENT: not recording
  *   -ENOMEM    out of memory; from record_end: the record is cut off where memory ran out, but written

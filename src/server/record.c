@@ -2,33 +2,9 @@
 /*
  * Records: which pages were asked for, in which order; from a server to a file and back.
  *
- * A record is a header and entries, one right after the other, and nothing else. It begins and ends
- * wherever its writer put it: what comes before or after in the same file is not looked at. All numbers
- * are unsigned and little-endian.
- *
- *   offset  bytes   header
- *        0      8   "uffdrec" and a zero byte
- *        8      4   version: 1
- *       12      4   bytes of the header: 32
- *       16      8   number of entries, at most 2^32
- *       24      8   checksum
- *
- *   offset  bytes   each entry
- *        0      8   key of the region, as its owner chose it
- *        8      8   offset in the region, in bytes
- *       16      8   length in bytes, not 0; offset + length is below 2^64
- *
- * Entries are in the order in which their pages were first asked for; pages in ascending order, one right
- * behind the other, may share one. Offsets and lengths are in bytes so that a record holds for other
- * page sizes too: a reader widens them to whole pages of its own. What lies beyond the end of a region, and
- * entries with keys that the reader does not know, are passed over. Entries may overlap.
- *
- * The checksum is FNV-1a, 64 bits, of bytes 0 to 23 of the header and of all entries: begin with
- * 0xcbf29ce484222325; for each byte, xor it into the lowest bits and multiply by 0x100000001b3, modulo
- * 2^64. As each step can be undone, no change of a single byte goes unnoticed.
- *
- * Every later version begins with the same 12 bytes. A reader refuses versions that it does not know,
- * and in version 1 every deviation from the above.
+ * What they are byte by byte, and what a reader checks, stands in CONTRIBUTING.md, "The file of a record"; this is
+ * version 1. Every later one begins with the same 12 bytes. A reader refuses versions that it does not know, and
+ * in version 1 every deviation.
  */
 #include <errno.h>
 #include <poll.h>
