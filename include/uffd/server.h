@@ -310,8 +310,9 @@ LIBUFFD_EXPORT int libuffd_server_drain(struct libuffd_server *s, int64_t timeou
 
 /*
  * Supply [offset, offset + len) of a region, behind the faults but before any fill. Returns at once;
- * NOTICE_COMPLETE or libuffd_server_drain() tell of the end.
- *   -ENOENT no such region; -EINVAL NULL, unaligned or beyond its end; -ENOMEM
+ * NOTICE_COMPLETE or libuffd_server_drain() tell of the end. This, fills and replays are for the space that the
+ * region was added to; in those of forked children pages come when they are asked for.
+ *   -ENOENT no such region, or that space is no more; -EINVAL NULL, unaligned or beyond its end; -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_server_prefetch(struct libuffd_server *s, uint64_t region,
 					   uint64_t offset, uint64_t len);
@@ -356,7 +357,7 @@ LIBUFFD_EXPORT int libuffd_server_record_end(struct libuffd_server *s, int fd);
 
 /*
  * Read a record from @fd (as much as belongs to it), and prefetch its pages in its order. Regions are
- * found by their key; pages of others are passed over.
+ * found by their key; pages of others, and of those whose space is no more, are passed over.
  *   -EINVAL   @s is NULL
  *   -EBADMSG  not a record, cut off, or damaged: nothing of it is used
  *   -EPROTONOSUPPORT  a record of a later version
