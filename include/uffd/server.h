@@ -5,7 +5,8 @@
  * Give a server a userfaultfd (libuffd_server_attach), tell it what lies where and where its bytes come
  * from (libuffd_server_add_region), and let it run: every fault is answered, whatever the kernel and
  * the program do meanwhile. This header is the whole server library (libuffd-server.so.0), on top of
- * <uffd/uffd.h>, whose rules for errors, addresses and growing structs hold here too.
+ * <uffd/uffd.h>, whose rules for errors, addresses and growing structs hold here too. The two structs that callbacks
+ * get (notice, request) have no size: see struct libuffd_notice.
  *
  *   Words     A *space* is one address space with one userfaultfd: a process, or a part of one. A
  *             *region* is a range of a space with one source, page size and policy. A *source* is
@@ -50,6 +51,12 @@ struct libuffd_source;
 #define LIBUFFD_DONE_POISONED 1 /* who touches it gets SIGBUS */
 #define LIBUFFD_DONE_WAITS 2	/* who touches it waits */
 
+/*
+ * Made by the library only, one at a time, and valid during the call. It has no size, for it goes one way: later
+ * libraries append fields, whose zero means "as before", as that of the reserved ones will. So its first bytes are what
+ * this header says, and may be copied; sizeof is not a part of the ABI: it must not be used to step from one to the
+ * next, and a program that was built with a later header does not look behind what its library has.
+ */
 struct libuffd_notice {
 	uint32_t type;	 /* LIBUFFD_NOTICE_* */
 	int32_t error;	 /* -errno, or 0 */
@@ -403,7 +410,10 @@ LIBUFFD_EXPORT int libuffd_source_file(int fd, struct libuffd_source **out);
 LIBUFFD_EXPORT int libuffd_source_chain(struct libuffd_source *const *sources, size_t n,
 					struct libuffd_source **out);
 
-/* One thing to fetch. The struct is valid during the callback; the buffer until the completion. */
+/*
+ * One thing to fetch. The struct is valid during the callback, and grows as struct libuffd_notice does; the buffer is
+ * valid until the completion.
+ */
 struct libuffd_request {
 	uint64_t id; /* for libuffd_source_complete() */
 	uint64_t offset;

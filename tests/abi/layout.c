@@ -82,6 +82,7 @@ AT(libuffd_scan_args, report, 56);
 
 /* server.h */
 
+/* No size in it, nor in libuffd_request: what is appended changes sizeof, and nothing that is there. */
 SAME(sizeof(struct libuffd_notice), 64);
 AT(libuffd_notice, type, 0);
 AT(libuffd_notice, error, 4);
@@ -91,6 +92,7 @@ AT(libuffd_notice, address, 24);
 AT(libuffd_notice, len, 32);
 AT(libuffd_notice, other, 40);
 AT(libuffd_notice, done, 48);
+AT(libuffd_notice, reserved0, 52);
 AT(libuffd_notice, reserved, 56);
 
 SAME(sizeof(struct libuffd_server_opts), 48);
