@@ -197,7 +197,7 @@ struct libuffd_region {
 		uint64_t source_space;
 	};
 	/*
-	 * Shared memory: the same pages, mapped a second time in this process, and not registered there.
+	 * Shared memory: the same pages, mapped a second time in this process, and not registered there (-EDEADLK).
 	 * Bytes are then put into place through it and mapped with CONTINUE. Wants MODE_MINOR: without it a
 	 * page that is half read would be mapped to whoever touches it, with no fault. Or NULL.
 	 */
@@ -249,8 +249,10 @@ struct libuffd_region {
  *   -ENOENT   no such space; or without REGISTER, the range is not registered with any userfaultfd
  *   -EEXIST   a part of the range belongs to a region already
  *   -ERANGE   the source ends before the region does
- *   -EDEADLK  the source's memory lies in a served region, or the other way round: the server would wait
- *             for itself
+ *   -EDEADLK  memory of this process that the server reads (a memory source's) or writes (an alias) lies in a
+ *             region of the server's, or is registered with a userfaultfd that is attached to it, so that the
+ *             server would wait for itself; or the range is such memory of another region's. Memory that is
+ *             only write-protected may be read. What is registered later is not looked at.
  *   -EBUSY -EPERM -ENOMEM  as libuffd_register()
  */
 LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
@@ -383,7 +385,8 @@ LIBUFFD_EXPORT void libuffd_source_unref(struct libuffd_source *src);
 
 /*
  * Bytes at @addr, which must stay until each region that has them was removed, or could not be added, or its server
- * was freed; and never fault to the server itself.
+ * was freed; and never fault to the server itself, which libuffd_server_add_region() refuses where it finds it.
+ * Another server may serve them.
  *   -EINVAL NULL, or it wraps; -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_source_memory(const void *addr, uint64_t len,

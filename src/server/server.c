@@ -506,6 +506,7 @@ static void init_locks(struct libuffd_server *s)
 	pthread_mutex_init(&s->starting, NULL);
 	pthread_mutex_init(&s->sigbus.lock, NULL);
 	srv_gate_init(&s->gate);
+	pthread_mutex_init(&s->adding, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&s->changed, &attr);
@@ -523,6 +524,7 @@ static void free_shell(struct libuffd_server *s)
 	pthread_cond_destroy(&s->changed);
 	srv_gate_destroy(&s->gate);
 	pthread_mutex_destroy(&s->sigbus.lock);
+	pthread_mutex_destroy(&s->adding);
 	pthread_mutex_destroy(&s->starting);
 	pthread_mutex_destroy(&s->lock);
 	free(s);

@@ -149,57 +149,6 @@ static int check_source(const struct libuffd_region *r)
 	return r->len <= end && r->offset <= end - r->len ? 0 : -ERANGE;
 }
 
-/* ---- The server must not wait for itself ---------------------------------------------------------------- */
-
-/* Faults of this very process: a child's are another's, and a descriptor from elsewhere most likely is. */
-static bool is_own(const struct srv_space *sp)
-{
-	return !sp->owned && libuffd_way(sp->u) != LIBUFFD_WAY_ADOPTED;
-}
-
-static bool overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
-{
-	return a < b ? b - a < alen : a - b < blen;
-}
-
-static bool source_reads(struct libuffd_source *src, uint64_t start, uint64_t len)
-{
-	const void *addr;
-	uint64_t n;
-
-	for (size_t i = 0; src && srv_source_reads(src, i, &addr, &n); i++)
-		if (overlap((uintptr_t)addr, n, start, len))
-			return true;
-	return false;
-}
-
-static bool map_has_source(struct srv_space *sp, struct libuffd_source *src)
-{
-	bool found = false;
-
-	pthread_mutex_lock(&sp->lock);
-	for (size_t i = 0; i < sp->map.n; i++)
-		found |= source_reads(src, sp->map.seg[i].start,
-				      sp->map.seg[i].end - sp->map.seg[i].start);
-	pthread_mutex_unlock(&sp->lock);
-	return found;
-}
-
-static bool would_deadlock(struct libuffd_server *s, const struct srv_space *sp,
-			   const struct libuffd_region *cfg)
-{
-	bool found;
-
-	pthread_mutex_lock(&s->lock);
-	found = is_own(sp) && source_reads(cfg->source, cfg->start, cfg->len);
-	for (const struct srv_region *r = s->regions; r && is_own(sp); r = r->next)
-		found |= source_reads(r->source, cfg->start, cfg->len);
-	for (struct srv_space *other = s->spaces; other && cfg->source; other = other->next)
-		found |= is_own(other) && map_has_source(other, cfg->source);
-	pthread_mutex_unlock(&s->lock);
-	return found;
-}
-
 /* ---- Regions: done ---------------------------------------------------------------------------------------- */
 
 static int make_registered(const struct srv_space *sp, const struct libuffd_region *cfg)
@@ -322,6 +271,19 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	return ret;
 }
 
+/* One at a time: each of two could be what the other must not read. */
+static int check_and_serve(struct libuffd_server *s, struct srv_space *sp, struct srv_region *r)
+{
+	int ret;
+
+	pthread_mutex_lock(&s->adding);
+	ret = srv_own_check(s, sp, &r->cfg);
+	if (ret == 0)
+		ret = serve_region(s, sp, r);
+	pthread_mutex_unlock(&s->adding);
+	return ret;
+}
+
 int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_region *r,
 			      uint64_t *region)
 {
@@ -346,9 +308,9 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
 		ret = -EINVAL; /* nobody would call it */
 	else
-		ret = would_deadlock(s, sp, &cfg) ? -EDEADLK : region_new(&cfg, &made);
+		ret = region_new(&cfg, &made);
 	if (ret == 0) {
-		ret = serve_region(s, sp, made);
+		ret = check_and_serve(s, sp, made);
 		if (ret == 0)
 			*region = made->id;
 		srv_region_unref(made);

@@ -456,6 +456,7 @@ struct srv_space {
 	uint64_t features;
 	uint64_t moves;	  /* events that may have brought another page to an address; its loop's */
 	size_t page_size; /* of the system */
+	int whose;	  /* memory: own.c's; under server->adding */
 	int error;	  /* why it is dead */
 	struct srv_space *next; /* in the server's list */
 };
@@ -488,6 +489,11 @@ void srv_children_probe(struct srv_loop *loop);
 void srv_space_end(struct srv_space *sp);
 /* Apply one event that is not a fault. On the thread of the port's loop. */
 void srv_space_event(struct srv_port *port, struct libuffd_event *ev);
+
+/* ---- own.c --------------------------------------------------------------------------------------- */
+
+/* -EDEADLK if the server itself, for this region or another, would touch what it serves. Under server->adding. */
+int srv_own_check(struct libuffd_server *s, struct srv_space *sp, const struct libuffd_region *cfg);
 
 /* ---- prefetch.c, record.c ------------------------------------------------------------------------ */
 
@@ -620,6 +626,8 @@ struct libuffd_server {
 	const struct srv_engine_ops *ops;
 	pthread_mutex_t lock;
 	pthread_mutex_t starting; /* of the own threads, once */
+	pthread_mutex_t adding;	  /* of regions, one at a time; taken before any other */
+	bool touches;		  /* one of these had a memory source or an alias; under adding */
 	int error;		  /* that ended one of them */
 	pthread_cond_t changed;	  /* a callback ended, a loop did what it was asked */
 	struct srv_loop *loops;

@@ -241,6 +241,224 @@ static void the_server_does_not_wait_for_itself(void **state)
 	refuse_region(&r, -EDEADLK);
 }
 
+/* ---- A server that would wait for itself ---------------------------------------------------------------- */
+
+static struct libuffd_source *source_in(const struct mem *m)
+{
+	struct libuffd_source *src = NULL;
+
+	assert_int_equal(libuffd_source_memory(m->addr, m->len, &src), 0);
+	return keep(src);
+}
+
+/* Registered with what is attached, but no region; with another's, who answers there, it is all right. */
+static void a_source_is_not_registered_with_its_server(void **state)
+{
+	struct libuffd_region r;
+
+	stage_up(state, 4, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 4);
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	/* One page, somewhere in it. */
+	assert_int_equal(
+		libuffd_register(stage.u, mem_at(&stage.other, 2), stage.other.page, MISSING, NULL),
+		0);
+	r = region_of(&stage.m, source_in(&stage.other));
+	refuse_region(&r, -EDEADLK);
+	assert_int_equal(libuffd_unregister(stage.u, stage.other.start, stage.other.len), 0);
+	mem_register(stage.v, &stage.other, MISSING);
+	add_region(&r);
+}
+
+/* The same for a second userfaultfd of the server's, which has no region at all. */
+static void a_source_is_not_registered_with_another_of_its_server(void **state)
+{
+	struct libuffd_region r;
+	uint64_t id;
+
+	stage_up(state, 2, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 2);
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), 0);
+	mem_register(stage.v, &stage.other, MISSING);
+	r = region_of(&stage.m, source_in(&stage.other));
+	refuse_region(&r, -EDEADLK);
+	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), 0);
+	add_region(&r);
+}
+
+static void what_is_only_protected_may_be_a_source(void **state)
+{
+	struct libuffd_region r;
+	uint64_t tracked;
+
+	stage_up(state, 2, MISSING, wp_features(stage_kind(state)));
+	mem_map(&stage.other, stage.m.kind, 2);
+	memset(stage.other.addr, 7, stage.other.len);
+	r = region_of(&stage.other, NULL);
+	r.modes = WP;
+	tracked = add_region(&r);
+	assert_int_equal(libuffd_writeprotect(stage.u, stage.other.start, stage.other.len,
+					      LIBUFFD_WRITEPROTECT_WP),
+			 0);
+	r = region_of(&stage.m, source_in(&stage.other));
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.other.addr, stage.m.len);
+	assert_int_equal(libuffd_server_remove_region(stage.s, tracked), 0);
+}
+
+static void an_alias_is_not_served(void **state)
+{
+	struct libuffd_region r;
+	uint64_t id;
+
+	stage_up(state, 4, MISSING | MINOR, 0);
+	mem_map(&stage.other, MEM_SHMEM_SHARED, 4);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | MINOR;
+	r.alias = stage.m.addr;
+	refuse_region(&r, -EDEADLK);
+	/* In a part of itself, where it overlaps. */
+	r.len = 2 * stage.m.page;
+	r.alias = mem_page(&stage.m, 1);
+	refuse_region(&r, -EDEADLK);
+	/* Within what is another's. */
+	r.alias = stage.m.alias;
+	r.start = mem_at(&stage.m, 2);
+	id = add_region(&r);
+	r.start = stage.m.start;
+	r.alias = mem_page(&stage.m, 3);
+	refuse_region(&r, -EDEADLK);
+	/* And a region that would be where another writes. */
+	r = region_of(&stage.m, stage.source[0]);
+	r.start = (uintptr_t)stage.m.alias;
+	refuse_region(&r, -EDEADLK);
+	assert_int_equal(libuffd_server_remove_region(stage.s, id), 0);
+	/* Registered, and nobody's. */
+	mem_register(stage.u, &stage.other, MISSING);
+	r = region_of(&stage.m, stage.source[0]);
+	r.modes = MISSING | MINOR;
+	r.alias = stage.other.addr;
+	refuse_region(&r, -EDEADLK);
+	r.alias = stage.m.alias;
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
+/* How a descriptor came does not tell whose memory it is about. */
+static void an_adopted_userfaultfd_may_be_ones_own(void **state)
+{
+	struct libuffd_region r;
+	int fd;
+
+	stage_up(state, 2, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 2);
+	fd = fcntl(libuffd_fd(stage.u), F_DUPFD_CLOEXEC, 0);
+	assert_int_equal(libuffd_adopt(fd, NULL, &stage.v), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &stage.space), 0);
+	r = region_of(&stage.m, source_in(&stage.m));
+	refuse_region(&r, -EDEADLK);
+	r.source = zero_source();
+	add_region(&r);
+	r = region_of(&stage.other, stage.source[0]);
+	refuse_region(&r, -EDEADLK);
+}
+
+static int serve_parent(void *arg)
+{
+	struct libuffd_server_opts opts = LIBUFFD_SERVER_OPTS_INIT;
+	struct libuffd_source *src;
+	struct libuffd_server *s;
+	struct libuffd_region r;
+	uint64_t space, id;
+
+	opts.engine = *(const uint32_t *)arg;
+	if (libuffd_server_new(&opts, &s) || libuffd_server_attach(s, stage.u, NULL, &space) ||
+	    libuffd_source_memory(stage.m.addr, stage.m.len, &src))
+		return 1;
+	/* The child's own copy of it, at the same address. */
+	memcpy(stage.m.addr, stage.data, stage.m.len);
+	r = region_of(&stage.m, src);
+	r.space = space;
+	if (libuffd_server_add_region(s, &r, &id))
+		return 2;
+	while (libuffd_server_step(s, -1) >= 0)
+		;
+	return 3;
+}
+
+/* One that was opened before a fork is about the parent, and the same address here is not served. */
+static void an_inherited_userfaultfd_is_the_parents(void **state)
+{
+	uint32_t engine = stage_engine(state);
+
+	stage_up(state, 2, MISSING, 0);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	stage.child = fork();
+	if (!stage.child)
+		bare_exit(serve_parent(&engine));
+	/* Until the child has registered it, it is memory like any other. */
+	while (!all_bytes(stage.m.addr, 1, stage.data[0])) {
+		assert_int_equal(waitpid(stage.child, NULL, WNOHANG), 0);
+		madvise(stage.m.addr, stage.m.len, MADV_DONTNEED);
+		sched_yield();
+	}
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+}
+
+static struct adding {
+	pthread_t thread;
+	pthread_barrier_t *at;
+	struct libuffd_region r;
+	uint64_t id;
+	int ret;
+} adding[2];
+
+static void *add_at_once(void *arg)
+{
+	struct adding *a = arg;
+
+	pthread_barrier_wait(a->at);
+	a->ret = libuffd_server_add_region(stage.s, &a->r, &a->id);
+	return NULL;
+}
+
+/* Two regions, each read from the other's memory: one of them comes first, and the other is refused. */
+static void two_regions_do_not_become_each_others_source(void **state)
+{
+	pthread_barrier_t at;
+
+	stage_up(state, 2, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 2);
+	adding[0].r = region_of(&stage.m, source_in(&stage.other));
+	adding[1].r = region_of(&stage.other, source_in(&stage.m));
+	pthread_barrier_init(&at, NULL, 2);
+	for (unsigned int i = 0; i < 300; i++) {
+		for (unsigned int j = 0; j < 2; j++) {
+			adding[j].at = &at;
+			assert_int_equal(
+				pthread_create(&adding[j].thread, NULL, add_at_once, &adding[j]),
+				0);
+		}
+		for (unsigned int j = 0; j < 2; j++)
+			pthread_join(adding[j].thread, NULL);
+		assert_int_equal(adding[0].ret + adding[1].ret, -EDEADLK);
+		for (unsigned int j = 0; j < 2; j++)
+			if (adding[j].ret == 0) {
+				assert_int_equal(
+					libuffd_server_remove_region(stage.s, adding[j].id), 0);
+				assert_int_equal(libuffd_unregister(stage.u, adding[j].r.start,
+								    adding[j].r.len),
+						 0);
+			}
+	}
+	pthread_barrier_destroy(&at);
+}
+
 /* ---- Turning -------------------------------------------------------------------------------------------- */
 
 static void own_threads_are_not_stepped(void **state)
@@ -695,6 +913,13 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_newer_region_is_refused_if_it_means_something, MEM_ANON),
 	OF_ALL(memory_of_another_userfaultfd_is_not_served),
 	OF_ENGINES(the_server_does_not_wait_for_itself, MEM_ANON),
+	OF_ALL(a_source_is_not_registered_with_its_server),
+	OF_ENGINES(a_source_is_not_registered_with_another_of_its_server, MEM_ANON),
+	OF_ENGINES(what_is_only_protected_may_be_a_source, MEM_ANON),
+	OF_ENGINES(an_alias_is_not_served, MEM_SHMEM_SHARED),
+	OF_ENGINES(an_adopted_userfaultfd_may_be_ones_own, MEM_ANON),
+	OF_ENGINES(an_inherited_userfaultfd_is_the_parents, MEM_ANON),
+	OF_ENGINES(two_regions_do_not_become_each_others_source, MEM_ANON),
 	OF_ENGINES(own_threads_are_not_stepped, MEM_ANON),
 	OF_ENGINES(without_threads_there_is_nothing_to_start, MEM_ANON),
 	OF_ENGINES(a_second_thread_cannot_step_at_the_same_time, MEM_ANON),

@@ -421,6 +421,14 @@ void libuffd_close(struct libuffd *u)
 	free(u);
 }
 
+/* Nothing but what was attached is asked about memory here. */
+int libuffd_open(const struct libuffd_open_opts *opts, struct libuffd **out)
+{
+	(void)opts;
+	*out = NULL;
+	return -EPERM;
+}
+
 int libuffd_adopt(int fd, const struct libuffd_open_opts *opts, struct libuffd **out)
 {
 	if (opts || fd < 0 || fd >= FK_FDS || !by_fd[fd])
