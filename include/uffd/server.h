@@ -148,7 +148,7 @@ struct libuffd_space_opts {
  * gone, or the server is freed. It must be non-blocking. @opts may be NULL. *@space gets the space's id.
  *
  * A userfaultfd says nothing when its process exits; a pidfd does. Without one the space is found
- * dead when it is next used.
+ * dead when it is next used. Whether forked children are there still is looked at every second.
  *   -EINVAL  NULL, bad @opts, @u is blocking
  *   -E2BIG   @opts is newer than the library and uses what it does not know
  *   -EEXIST  @u is attached already

@@ -16,6 +16,7 @@
 #define MUTE_PAUSE \
 	UINT64_C(5000000) /* ns without reading, when a child's descriptor cannot be had */
 #define PROBE_PAUSE UINT64_C(1000000000) /* ns between looks whether children are still there */
+#define ANYWHERE (UINT64_C(1) << 30)	 /* an address that any process can have, of 32 bits too */
 
 /* ---- Making and ending ---------------------------------------------------------------------------- */
 
@@ -156,17 +157,13 @@ int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page)
 	return ret == -ENOENT || ret == -ESRCH || ret == -EBADF || ret == -ENOTTY ? ret : 0;
 }
 
-static bool has_exited(struct srv_space *sp)
+/*
+ * Whatever is there, or is not: that the process has exited the kernel says first. A child that has unmapped all
+ * that it had of its parent's is one like others.
+ */
+static bool has_exited(const struct srv_space *sp)
 {
-	uint64_t address = 0, page = 0;
-
-	pthread_mutex_lock(&sp->lock);
-	if (sp->map.n) {
-		address = sp->map.seg[0].start;
-		page = UINT64_C(1) << sp->map.seg[0].page_shift;
-	}
-	pthread_mutex_unlock(&sp->lock);
-	return page && srv_space_probe(sp, address, page) == -ESRCH;
+	return srv_space_probe(sp, ANYWHERE, sp->page_size) == -ESRCH;
 }
 
 /* One at a time: its end changes the list. The others' turn comes right after. */

@@ -537,6 +537,32 @@ static void a_childs_layout_is_its_own(void **state)
 	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 }
 
+static int child_unmaps_all(void *arg)
+{
+	(void)arg;
+	return syscall(SYS_munmap, stage.m.addr, stage.m.len) ? 1 : 0;
+}
+
+/* There is no page left of it to ask about. */
+static void a_child_that_unmapped_all_is_gone_when_it_exits(void **state)
+{
+	int before;
+
+	stage_up(state, 2, MISSING, ALL_EVENTS);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	before = count_fds();
+	for (size_t i = 0; i < 3; i++) {
+		fork_child(child_unmaps_all, NULL);
+		assert_int_equal(child_status(), 0);
+		assert_int_equal(wait_notice(LIBUFFD_NOTICE_FORK, i).error, 0);
+	}
+	wait_notice(LIBUFFD_NOTICE_GONE, 2);
+	halt_server();
+	assert_int_equal(count_fds(), before);
+}
+
 static int child_fds[2];
 
 static int child_waits_to_exit(void *arg)
@@ -923,6 +949,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_ANON),
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_SHMEM_PRIVATE),
 	OF_ENGINES(a_child_that_has_exited_is_gone_when_it_is_used, MEM_ANON),
+	OF_ENGINES(a_child_that_unmapped_all_is_gone_when_it_exits, MEM_ANON),
 	OF_ENGINES(a_child_can_be_taken_along, MEM_ANON),
 	OF_ENGINES(a_taken_child_is_served_by_its_owner, MEM_ANON),
 	OF_SMALL(an_answer_waits_for_the_layout_and_comes),
