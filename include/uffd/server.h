@@ -302,7 +302,13 @@ LIBUFFD_EXPORT int libuffd_server_fd(const struct libuffd_server *s);
  */
 LIBUFFD_EXPORT int libuffd_server_run(struct libuffd_server *s);
 
-/* Start the own threads: all signals blocked, named "uffd/N". -EINVAL: threads is 0. -EALREADY. -EAGAIN. */
+/*
+ * Start the own threads: all signals blocked, named "uffd/N". All or none: after an error nothing has changed, and
+ * it may be called again.
+ *   -EINVAL    @s is NULL, or has no own threads
+ *   -EALREADY  they were started before
+ *   -EAGAIN    out of threads or memory; or as pthread_create(3)
+ */
 LIBUFFD_EXPORT int libuffd_server_start(struct libuffd_server *s);
 
 /* End run() and the own threads soon. Stays in force. Signal-safe; NULL is allowed. */

@@ -621,6 +621,8 @@ struct srv_loop {
 	unsigned int lost;     /* ports that have lost faults, or are muted */
 };
 
+enum srv_muster { SRV_SHUT, SRV_OPEN, SRV_GIVEN_UP };
+
 struct libuffd_server {
 	struct libuffd_server_opts opts;
 	const struct srv_engine_ops *ops;
@@ -639,6 +641,7 @@ struct libuffd_server {
 	atomic_bool stop;
 	bool started;				   /* the own threads */
 	unsigned int running;			   /* of these */
+	enum srv_muster muster;			   /* where these wait until all are there */
 	struct srv_counters counters;		   /* what belongs to no region (any more) */
 	struct srv_background *_Atomic background; /* or NULL */
 	struct srv_record *_Atomic record;	   /* or NULL */

@@ -22,8 +22,8 @@ static int nth_cpu(const cpu_set_t *allowed, unsigned int n)
 	return -1;
 }
 
-/* Failing to place a thread costs speed alone. */
-static void place(const struct libuffd_server *s, const struct srv_loop *loop, pthread_attr_t *attr)
+/* Failing to place a thread, on a CPU that is no more, costs speed alone. */
+static void place(const struct libuffd_server *s, const struct srv_loop *loop)
 {
 	cpu_set_t allowed, one;
 	int cpu;
@@ -36,49 +36,66 @@ static void place(const struct libuffd_server *s, const struct srv_loop *loop, p
 		return;
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
-	pthread_attr_setaffinity_np(attr, sizeof(one), &one);
+	pthread_setaffinity_np(loop->handle, sizeof(one), &one);
+}
+
+/* Nothing is done before it is known that all are there. */
+static void *begin(void *arg)
+{
+	struct srv_loop *loop = arg;
+	struct libuffd_server *s = loop->server;
+	enum srv_muster muster;
+
+	pthread_mutex_lock(&s->lock);
+	while (s->muster == SRV_SHUT)
+		pthread_cond_wait(&s->changed, &s->lock);
+	muster = s->muster;
+	pthread_mutex_unlock(&s->lock);
+	return muster == SRV_OPEN ? srv_loop_thread(loop) : NULL;
 }
 
 static int start_one(struct libuffd_server *s, struct srv_loop *loop)
 {
-	pthread_attr_t attr;
 	char name[16];
-	int ret;
+	int ret = pthread_create(&loop->handle, NULL, begin, loop);
 
-	pthread_attr_init(&attr);
-	place(s, loop, &attr);
-	ret = pthread_create(&loop->handle, &attr, srv_loop_thread, loop);
-	pthread_attr_destroy(&attr);
 	if (ret)
 		return -ret;
+	place(s, loop);
 	snprintf(name, sizeof(name), "uffd/%u", loop->index);
 	pthread_setname_np(loop->handle, name);
 	return 0;
 }
 
+static void set_muster(struct libuffd_server *s, enum srv_muster muster)
+{
+	pthread_mutex_lock(&s->lock);
+	s->muster = muster;
+	s->running = muster == SRV_OPEN ? s->nloops : 0;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* All or none, and then it can be tried again. */
 int srv_threads_start(struct libuffd_server *s)
 {
 	sigset_t all, before;
 	unsigned int i = 0;
 	int ret = 0;
 
+	set_muster(s, SRV_SHUT);
 	/* Signals are for the program's own threads. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	s->running = s->nloops;
 	while (i < s->nloops && ret == 0) {
 		ret = start_one(s, &s->loops[i]);
 		if (ret == 0)
 			i++;
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (ret == 0)
-		return 0;
-	/* All or none. */
-	libuffd_server_stop(s);
-	for (unsigned int j = 0; j < i; j++)
+	set_muster(s, ret == 0 ? SRV_OPEN : SRV_GIVEN_UP);
+	for (unsigned int j = 0; j < i && ret < 0; j++)
 		pthread_join(s->loops[j].handle, NULL);
-	s->running = 0;
 	return ret;
 }
 

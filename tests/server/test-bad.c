@@ -2,6 +2,7 @@
 /* The server asked for what it must refuse: every errno that server.h promises, and nothing left behind. */
 #include "server.h"
 
+#include <dlfcn.h>
 #include <semaphore.h>
 
 /* ---- Making ---------------------------------------------------------------------------------------- */
@@ -486,6 +487,43 @@ static void without_threads_there_is_nothing_to_start(void **state)
 	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
 }
 
+/* Creating a thread, refused after so many; from then on. -1: never. */
+static atomic_int threads_left = -1;
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+	static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+	if (!real) {
+		void *found = dlsym(RTLD_NEXT, "pthread_create");
+
+		memcpy(&real, &found, sizeof(real));
+	}
+	if (atomic_load(&threads_left) == 0)
+		return EAGAIN;
+	if (atomic_load(&threads_left) > 0)
+		atomic_fetch_sub(&threads_left, 1);
+	return real(thread, attr, fn, arg);
+}
+
+/* One thread of three cannot be had, whichever: nothing is served, and the next start is like the first. */
+static void a_start_that_failed_can_be_made_again(void **state)
+{
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 3;
+	stage_up(state, 2, MISSING, 0);
+	add_memory_region();
+	for (int left = 0; left < 3; left++) {
+		atomic_store(&threads_left, left);
+		assert_int_equal(libuffd_server_start(stage.s), -EAGAIN);
+		assert_int_equal(libuffd_server_run(stage.s), -EAGAIN);
+		atomic_store(&threads_left, -1);
+	}
+	assert_int_equal(libuffd_server_start(stage.s), 0);
+	assert_int_equal(libuffd_server_start(stage.s), -EALREADY);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
 static sem_t in_callback, leave_callback;
 static int inner[3];
 
@@ -922,6 +960,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(two_regions_do_not_become_each_others_source, MEM_ANON),
 	OF_ENGINES(own_threads_are_not_stepped, MEM_ANON),
 	OF_ENGINES(without_threads_there_is_nothing_to_start, MEM_ANON),
+	OF_ENGINES(a_start_that_failed_can_be_made_again, MEM_ANON),
 	OF_ENGINES(a_second_thread_cannot_step_at_the_same_time, MEM_ANON),
 	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 0),
 	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 2),
