@@ -36,17 +36,6 @@ static int check_space(const struct libuffd *u, const struct libuffd_space_opts 
 	return 0;
 }
 
-static bool is_attached(struct libuffd_server *s, const struct libuffd *u)
-{
-	bool found = false;
-
-	pthread_mutex_lock(&s->lock);
-	for (const struct srv_space *sp = s->spaces; sp; sp = sp->next)
-		found |= sp->u == u;
-	pthread_mutex_unlock(&s->lock);
-	return found;
-}
-
 static struct srv_loop *next_home(struct libuffd_server *s)
 {
 	struct srv_loop *loop;
@@ -71,13 +60,15 @@ int libuffd_server_attach(struct libuffd_server *s, struct libuffd *u,
 		ret = sized_get(&own, sizeof(own), SPACE_LEAST, opts);
 	if (ret == 0)
 		ret = check_space(u, &own);
-	if (ret == 0 && is_attached(s, u))
-		ret = -EEXIST;
 	if (ret == 0)
 		ret = srv_space_new(s, u, &own, next_home(s), &sp);
 	if (ret < 0)
 		return ret;
-	srv_space_serve(sp);
+	ret = srv_space_serve(sp);
+	if (ret < 0) {
+		srv_space_drop(sp);
+		return ret;
+	}
 	*space = sp->id;
 	srv_space_unref(sp);
 	return 0;

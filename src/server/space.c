@@ -103,13 +103,18 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 		ret = sp->exit.fd < 0 ? -errno : 0;
 	}
 	if (ret < 0) {
-		sp->u = NULL;
-		drop_ports(sp);
-		srv_space_unref(sp);
+		srv_space_drop(sp);
 		return ret;
 	}
 	*out = sp;
 	return 0;
+}
+
+void srv_space_drop(struct srv_space *sp)
+{
+	sp->u = NULL;
+	drop_ports(sp);
+	srv_space_unref(sp);
 }
 
 struct srv_space *srv_space_ref(struct srv_space *sp)
@@ -292,11 +297,24 @@ static void port_closing(struct srv_loop *loop, struct srv_post *post)
 	srv_port_unref(port);
 }
 
-void srv_space_serve(struct srv_space *sp)
+static bool is_attached(const struct libuffd_server *s, const struct libuffd *u)
+{
+	const struct srv_space *sp;
+
+	for (sp = s->spaces; sp && sp->u != u; sp = sp->next)
+		;
+	return sp;
+}
+
+int srv_space_serve(struct srv_space *sp)
 {
 	struct libuffd_server *s = sp->server;
 
 	pthread_mutex_lock(&s->lock);
+	if (is_attached(s, sp->u)) {
+		pthread_mutex_unlock(&s->lock);
+		return -EEXIST;
+	}
 	sp->id = ++s->last_id;
 	sp->next = s->spaces;
 	s->spaces = srv_space_ref(sp);
@@ -308,6 +326,7 @@ void srv_space_serve(struct srv_space *sp)
 		srv_loop_post(port->loop, &port->opening);
 	}
 	pthread_mutex_unlock(&s->lock);
+	return 0;
 }
 
 struct srv_port *srv_space_port(struct srv_space *sp)

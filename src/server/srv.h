@@ -467,8 +467,10 @@ struct srv_space *srv_space_ref(struct srv_space *sp);
 void srv_space_unref(struct srv_space *sp);
 /* The port of the home loop, with a reference; NULL if the space is at its end. */
 struct srv_port *srv_space_port(struct srv_space *sp);
-/* Add to the server's list, and let its loops read it. */
-void srv_space_serve(struct srv_space *sp);
+/* Add to the server's list, and let its loops read it. -EEXIST: its userfaultfd is there already. */
+int srv_space_serve(struct srv_space *sp);
+/* It was never served. */
+void srv_space_drop(struct srv_space *sp);
 /* A muted port reads again. */
 void srv_port_unmute(struct srv_port *port);
 /* End the port, on its loop's thread (or when no thread turns it any more). */

@@ -119,6 +119,46 @@ static void odd_userfaultfds_are_not_attached(void **state)
 	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), -ENOENT);
 }
 
+static struct attaching {
+	pthread_t thread;
+	pthread_barrier_t *at;
+	uint64_t space;
+	int ret;
+} attaching[2];
+
+static void *attach_at_once(void *arg)
+{
+	struct attaching *a = arg;
+
+	pthread_barrier_wait(a->at);
+	a->ret = libuffd_server_attach(stage.s, stage.v, NULL, &a->space);
+	return NULL;
+}
+
+static void a_userfaultfd_is_attached_once_by_whoever_comes_first(void **state)
+{
+	pthread_barrier_t at;
+
+	stage_up(state, 1, MISSING, 0);
+	stage.v = uffd_with(0);
+	pthread_barrier_init(&at, NULL, 2);
+	for (unsigned int i = 0; i < 2000; i++) {
+		for (unsigned int j = 0; j < 2; j++) {
+			attaching[j].at = &at;
+			assert_int_equal(pthread_create(&attaching[j].thread, NULL, attach_at_once,
+							&attaching[j]),
+					 0);
+		}
+		for (unsigned int j = 0; j < 2; j++)
+			pthread_join(attaching[j].thread, NULL);
+		assert_int_equal(attaching[0].ret + attaching[1].ret, -EEXIST);
+		assert_int_equal(libuffd_server_detach(
+					 stage.s, attaching[0].space + attaching[1].space, NULL),
+				 0);
+	}
+	pthread_barrier_destroy(&at);
+}
+
 /* ---- Regions ------------------------------------------------------------------------------------------- */
 
 static void refuse_region(const struct libuffd_region *r, int error)
@@ -947,6 +987,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(odd_options_make_no_server),
 	cmocka_unit_test(names_and_nulls_are_harmless),
 	OF_ENGINES(odd_userfaultfds_are_not_attached, MEM_ANON),
+	OF_ENGINES(a_userfaultfd_is_attached_once_by_whoever_comes_first, MEM_ANON),
 	OF_SMALL(odd_regions_are_not_served),
 	OF_ENGINES(a_newer_region_is_refused_if_it_means_something, MEM_ANON),
 	OF_ALL(memory_of_another_userfaultfd_is_not_served),
