@@ -246,7 +246,7 @@ struct libuffd_region {
  *             in a space with FEATURE_SIGBUS, where no write is told; a number beyond its limit; or as
  *             libuffd_register()
  *   -E2BIG    newer than the library
- *   -ENOENT   no such space; or without REGISTER, the range is not registered with any userfaultfd
+ *   -ENOENT   no such space, or it has failed; or without REGISTER, the range is not registered with any userfaultfd
  *   -EEXIST   a part of the range belongs to a region already
  *   -ERANGE   the source ends before the region does
  *   -EDEADLK  memory of this process that the server reads (a memory source's) or writes (an alias) lies in a

@@ -296,7 +296,9 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	sp = srv_space_find(s, cfg.space);
 	if (!sp)
 		return -ENOENT;
-	if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
+	if (atomic_load(&sp->dead))
+		ret = -ENOENT; /* it has failed: it is on the list still, and nobody reads it */
+	else if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
 		ret = -EINVAL; /* nobody would call it */
 	else
 		ret = region_new(&cfg, &made);

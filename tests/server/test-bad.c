@@ -282,6 +282,33 @@ static void the_server_does_not_wait_for_itself(void **state)
 	refuse_region(&r, -EDEADLK);
 }
 
+static void fail_to_fetch(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	assert_int_equal(libuffd_source_complete(stage.source[0], req->id, -EIO, 0), 0);
+}
+
+/* Whoever touched what is added there would wait for ever. */
+static void a_space_that_has_failed_takes_no_region(void **state)
+{
+	struct libuffd_region r;
+	struct faulter *f;
+
+	stage_up(state, 1, MISSING, 0);
+	mem_map(&stage.other, stage.m.kind, 1);
+	r = region_of(&stage.m, custom_source(fail_to_fetch));
+	r.on_error = LIBUFFD_ON_ERROR_FAIL;
+	add_region(&r);
+	turn_server();
+	f = start_faulter(stage.m.addr, false, 0);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_FAILED, 0).space, stage.space);
+	assert_false(atomic_load(&f->done));
+	r = region_of(&stage.other, zero_source());
+	refuse_region(&r, -ENOENT);
+	/* Nor is anything registered: it is memory like any other. */
+	assert_true(is_zero(stage.other.addr, stage.other.len));
+}
+
 /* ---- A server that would wait for itself ---------------------------------------------------------------- */
 
 static struct libuffd_source *source_in(const struct mem *m)
@@ -992,6 +1019,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_newer_region_is_refused_if_it_means_something, MEM_ANON),
 	OF_ALL(memory_of_another_userfaultfd_is_not_served),
 	OF_ENGINES(the_server_does_not_wait_for_itself, MEM_ANON),
+	OF_ENGINES(a_space_that_has_failed_takes_no_region, MEM_ANON),
 	OF_ALL(a_source_is_not_registered_with_its_server),
 	OF_ENGINES(a_source_is_not_registered_with_another_of_its_server, MEM_ANON),
 	OF_ENGINES(what_is_only_protected_may_be_a_source, MEM_ANON),
