@@ -152,7 +152,7 @@ struct libuffd_space_opts {
  *   -EINVAL  NULL, bad @opts, @u is blocking
  *   -E2BIG   @opts is newer than the library and uses what it does not know
  *   -EEXIST  @u is attached already
- *   -EBADF   the pidfd is not open
+ *   -EBADF   the pidfd is not open, or no pidfd (nor is a directory of /proc one); the userfaultfd is closed
  *   -EMFILE -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_server_attach(struct libuffd_server *s, struct libuffd *u,

@@ -5,6 +5,9 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "bits.h"
 #include "sized.h"
@@ -23,6 +26,19 @@
 
 /* ---- Spaces --------------------------------------------------------------------------------------- */
 
+/*
+ * A signal that is none finds out, whether or not it might be sent: what is no pidfd is EBADF. The kernel takes a
+ * directory of /proc for one, but that says nothing when its process exits.
+ */
+static bool is_pidfd(int fd)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || S_ISDIR(st.st_mode))
+		return false;
+	return syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) == 0 || errno != EBADF;
+}
+
 static int check_space(const struct libuffd *u, const struct libuffd_space_opts *o)
 {
 	int flags = fcntl(libuffd_fd(u), F_GETFL);
@@ -31,9 +47,7 @@ static int check_space(const struct libuffd *u, const struct libuffd_space_opts 
 		return -errno;
 	if (!(flags & O_NONBLOCK) || o->flags || o->unknown > LIBUFFD_ON_ERROR_FAIL)
 		return -EINVAL;
-	if (o->pidfd >= 0 && fcntl(o->pidfd, F_GETFD) < 0)
-		return -EBADF;
-	return 0;
+	return o->pidfd >= 0 && !is_pidfd(o->pidfd) ? -EBADF : 0;
 }
 
 static struct srv_loop *next_home(struct libuffd_server *s)

@@ -119,6 +119,52 @@ static void odd_userfaultfds_are_not_attached(void **state)
 	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), -ENOENT);
 }
 
+static void expect_no_pidfd(int fd)
+{
+	struct libuffd_space_opts o = LIBUFFD_SPACE_OPTS_INIT;
+	uint64_t id = 99;
+
+	assert_true(fd >= 0);
+	o.pidfd = fd;
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EBADF);
+	assert_int_equal(id, 0);
+	close(fd);
+}
+
+/* It would be taken for a process that has exited, or could not be waited for. */
+static void what_is_no_pidfd_is_not_taken_for_one(void **state)
+{
+	struct libuffd_space_opts o = LIBUFFD_SPACE_OPTS_INIT;
+	int end[2];
+	uint64_t id;
+
+	stage_up(state, 1, MISSING, 0);
+	o.pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (o.pidfd < 0)
+		SKIP("pidfd", "no pidfd_open (before 5.3)");
+	stage.v = uffd_with(0);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, id, NULL), 0);
+	close(o.pidfd);
+	expect_no_pidfd(open("/dev/null", O_RDWR | O_CLOEXEC));
+	expect_no_pidfd(open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
+	expect_no_pidfd(open("/proc/self", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+	assert_int_equal(pipe(end), 0);
+	expect_no_pidfd(end[0]);
+	expect_no_pidfd(end[1]);
+	/* One of a process that has exited is one. */
+	stage.child = fork();
+	if (!stage.child)
+		bare_exit(0);
+	o.pidfd = (int)syscall(SYS_pidfd_open, stage.child, 0);
+	assert_true(o.pidfd >= 0);
+	assert_int_equal(child_status(), 0);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), 0);
+	close(o.pidfd);
+	turn_server();
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_GONE, 0).space, id);
+}
+
 static struct attaching {
 	pthread_t thread;
 	pthread_barrier_t *at;
@@ -1014,6 +1060,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(odd_options_make_no_server),
 	cmocka_unit_test(names_and_nulls_are_harmless),
 	OF_ENGINES(odd_userfaultfds_are_not_attached, MEM_ANON),
+	OF_ENGINES(what_is_no_pidfd_is_not_taken_for_one, MEM_ANON),
 	OF_ENGINES(a_userfaultfd_is_attached_once_by_whoever_comes_first, MEM_ANON),
 	OF_SMALL(odd_regions_are_not_served),
 	OF_ENGINES(a_newer_region_is_refused_if_it_means_something, MEM_ANON),

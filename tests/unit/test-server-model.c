@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "fake-kernel.h"
@@ -71,6 +72,7 @@ static struct {
 static unsigned char memory[SOURCE_PAGES * FK_PAGE];
 static bool hole[SOURCE_PAGES];
 static int file = -1;
+static int pidfd = -1; /* of this process: any will do. -1: none are to be had */
 
 /* ---- Chance, and what is said when it has found something ------------------------------------------ */
 
@@ -184,6 +186,7 @@ static void make_bytes(void)
 {
 	unsigned char page[FK_PAGE];
 
+	pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 	file = memfd_create("model", MFD_CLOEXEC);
 	must(file >= 0 && !ftruncate(file, (off_t)SOURCE_LEN), "no memory file");
 	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
@@ -917,7 +920,7 @@ static void attach(struct fk_mm *mm)
 
 	opts.unknown = mm->unknown_waits ? LIBUFFD_ON_ERROR_FAIL : LIBUFFD_ON_ERROR_POISON;
 	if (mm->pidfd)
-		opts.pidfd = file; /* any will do */
+		opts.pidfd = pidfd;
 	ret = libuffd_server_attach(m.s, mm->u, &opts, &mm->space);
 	must(ret == 0, "attaching gives %d", ret);
 	trace("mm %u is space %llu", mm->id, (unsigned long long)mm->space);
@@ -931,7 +934,7 @@ static void new_root(void)
 	struct fk_mm *mm = fk_mm_new(m.features);
 
 	mm->root = mm->born = mm->owned = true;
-	mm->pidfd = chance(50);
+	mm->pidfd = chance(50) && pidfd >= 0;
 	mm->unknown_waits = chance(20);
 	fk_handle(mm, LIBUFFD_WAY_SYSCALL);
 	attach(mm);
