@@ -162,6 +162,12 @@ LIBUFFD_EXPORT int libuffd_server_attach(struct libuffd_server *s, struct libuff
  * Stop serving a space. Its memory stays registered: who touches a page that was not supplied
  * waits, until somebody else serves it. For the space of a forked child *@child gets its handle, which is
  * the caller's from then on; otherwise it gets NULL. @child may be NULL for a space that was attached.
+ *
+ * When this returns nothing reads from the userfaultfd any more. Each loop that does must end that itself, so it waits
+ * for one turn of each, but not for that of the thread that calls it. A server with own threads takes it at once. One
+ * that is stepped by another thread takes it when that thread steps, runs or drains it next, as
+ * libuffd_server_fd() tells it to; where it never will again, call libuffd_server_stop() before, and there is no wait.
+ * Nor is there one before the first step or start.
  *   -EINVAL  @s is NULL, or @child is NULL and the space is a child's
  *   -ENOENT  no such space (any more)
  */

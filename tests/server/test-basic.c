@@ -1192,6 +1192,59 @@ static void a_space_can_be_detached_after_the_last_turn(void **state)
 	assert_false(atomic_load(&f->done));
 }
 
+static atomic_int detached;
+
+static void *detach_it(void *arg)
+{
+	(void)arg;
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	atomic_store(&detached, 1);
+	return NULL;
+}
+
+/* By another thread than the one that steps: that is told to, and its next turn is the end of the wait. */
+static void a_detach_waits_for_the_next_step(void **state)
+{
+	struct pollfd p = { .events = POLLIN };
+	pthread_t thread;
+
+	stage_up(state, 2, MISSING, 0);
+	p.fd = libuffd_server_fd(stage.s);
+	add_memory_region();
+	while (libuffd_server_step(stage.s, 0) > 0)
+		;
+	assert_int_equal(poll(&p, 1, 0), 0);
+	atomic_store(&detached, 0);
+	assert_int_equal(pthread_create(&thread, NULL, detach_it, NULL), 0);
+	assert_int_equal(poll(&p, 1, -1), 1);
+	assert_int_equal(atomic_load(&detached), 0);
+	assert_int_equal(libuffd_server_step(stage.s, 0), 1);
+	pthread_join(thread, NULL);
+	assert_int_equal(atomic_load(&detached), 1);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), -ENOENT);
+}
+
+static void *step_once(void *arg)
+{
+	(void)arg;
+	assert_true(libuffd_server_step(stage.s, 0) >= 0);
+	return NULL;
+}
+
+/* No turn will come any more, and a stop says so. */
+static void a_detach_after_a_stop_does_not_wait(void **state)
+{
+	pthread_t thread;
+
+	stage_up(state, 2, MISSING, 0);
+	add_memory_region();
+	assert_int_equal(pthread_create(&thread, NULL, step_once, NULL), 0);
+	pthread_join(thread, NULL);
+	libuffd_server_stop(stage.s);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	assert_int_equal(libuffd_server_remove_region(stage.s, stage.space + 1), 0);
+}
+
 static void a_detached_space_is_its_owners_again(void **state)
 {
 	struct faulter *f;
@@ -1312,6 +1365,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(whoever_waits_for_a_removed_region_is_unknown, MEM_ANON),
 	OF_ALL(whoever_waits_survives_the_server),
 	OF_ENGINES(a_space_can_be_detached_after_the_last_turn, MEM_ANON),
+	OF_ENGINES(a_detach_waits_for_the_next_step, MEM_ANON),
+	OF_ENGINES(a_detach_after_a_stop_does_not_wait, MEM_ANON),
 	OF_ENGINES(a_detached_space_is_its_owners_again, MEM_ANON),
 	OF_ALL(a_fault_is_answered_in_the_thread_that_took_it),
 };
