@@ -90,10 +90,11 @@ static bool in_arena(const struct srv_pool *p, const void *buf)
 /* What is taken of the arena is not given back to it, only kept for the next of its size. */
 static void *from_arena(struct srv_pool *p, size_t size)
 {
-	void *buf = p->arena + p->arena_used;
+	void *buf;
 
 	if (!p->arena || size > SMALL || size > ARENA - p->arena_used)
 		return NULL;
+	buf = p->arena + p->arena_used;
 	p->arena_used += size;
 	return buf;
 }

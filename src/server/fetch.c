@@ -256,18 +256,17 @@ static void copy_part(struct srv_fetch *f, unsigned char *to)
 static bool get_part(struct srv_fetch *f)
 {
 	struct srv_extent *e = &f->extent;
-	unsigned char *to = (unsigned char *)f->buf + f->have;
 
 	switch (e->have) {
 	case SRV_HAVE_FILE:
 		return read_part(f);
-	case SRV_HAVE_CUSTOM:
+	case SRV_HAVE_CUSTOM: /* has no buffer yet, where it brings its own */
 		return ask_part(f);
 	case SRV_HAVE_MEMORY:
-		copy_part(f, to);
+		copy_part(f, (unsigned char *)f->buf + f->have);
 		break;
 	default:
-		memset(to, 0, (size_t)e->len);
+		memset((unsigned char *)f->buf + f->have, 0, (size_t)e->len);
 		break;
 	}
 	f->have += e->len;
