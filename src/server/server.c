@@ -10,7 +10,8 @@
 
 #include "sized.h"
 
-#define OPTS_LEAST sizeof(struct libuffd_server_opts)
+#define OPTS_LEAST 48
+_Static_assert(sizeof(struct libuffd_server_opts) == OPTS_LEAST, "grown: keep OPTS_LEAST");
 #define DEFAULT_DEPTH 64
 #define MOST_DEPTH 4096
 #define DEFAULT_WORKERS 16

@@ -12,8 +12,10 @@
 #include "bits.h"
 #include "sized.h"
 
-#define SPACE_LEAST sizeof(struct libuffd_space_opts)
-#define REGION_LEAST sizeof(struct libuffd_region)
+#define SPACE_LEAST 16
+_Static_assert(sizeof(struct libuffd_space_opts) == SPACE_LEAST, "grown: keep SPACE_LEAST");
+#define REGION_LEAST 128
+_Static_assert(sizeof(struct libuffd_region) == REGION_LEAST, "grown: keep REGION_LEAST");
 #define MOST_RETRIES 1000
 #define DEFAULT_RETRY_NS UINT64_C(1000000)
 #define MOST_RETRY_NS UINT64_C(60000000000)

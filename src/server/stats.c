@@ -4,7 +4,8 @@
 
 #include "sized.h"
 
-#define STATS_LEAST sizeof(struct libuffd_stats)
+#define STATS_LEAST 488
+_Static_assert(sizeof(struct libuffd_stats) == STATS_LEAST, "grown: keep STATS_LEAST");
 
 _Static_assert(offsetof(struct libuffd_stats, prefetch_hits) ==
 		       offsetof(struct libuffd_stats, faults_missing) +
