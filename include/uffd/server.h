@@ -168,6 +168,8 @@ LIBUFFD_EXPORT int libuffd_server_attach(struct libuffd_server *s, struct libuff
  * that is stepped by another thread takes it when that thread steps, runs or drains it next, as
  * libuffd_server_fd() tells it to; where it never will again, call libuffd_server_stop() before, and there is no wait.
  * Nor is there one before the first step or start.
+ *
+ * Nor does anything touch aliases on behalf of the space, under the conditions of libuffd_server_remove_region().
  *   -EINVAL  @s is NULL, or @child is NULL and the space is a child's
  *   -ENOENT  no such space (any more)
  */
@@ -266,9 +268,14 @@ LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
 
 /*
  * Forget a region. Its memory stays registered; faults there are unknown from then on. What is being
- * fetched for it is dropped. When this returns no callback of the region runs or will run (unless it
- * was called from one), and nobody reads the memory of its source any more, signal handlers included. Into its
- * alias may be read until libuffd_server_drain() has returned 0, or the server was freed.
+ * fetched for it is dropped. When this returns no callback of the region runs or will run, and its alias
+ * and the bytes of a memory source are not touched on its behalf any more, by signal handlers neither: they may
+ * be unmapped. It waits for the turn that each loop is in, so do not hold what a callback waits for; and for reads
+ * of a file straight into the alias, which with threads = 0 end in the next step, drain, or free.
+ *
+ * Called from a callback it cannot wait: what is under way ends before libuffd_server_drain() or
+ * libuffd_server_free() returns. After a stop with threads = 0, called by a thread that never stepped, it does not
+ * wait for reads either: these end before libuffd_server_free() returns.
  *   -EINVAL  @s is NULL
  *   -ENOENT  no such region
  */

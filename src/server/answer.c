@@ -348,32 +348,6 @@ static const void *bytes_at(struct srv_fetch *f, uint64_t at, uint64_t n)
 	return NULL;
 }
 
-/* The bytes are in the caller's memory, which is his again once the region was removed. */
-static bool reads_callers_memory(const struct srv_fetch *f)
-{
-	return f->data && !f->buf && !f->owned;
-}
-
-/* @n pages from f->pos on, unless the region has been removed meanwhile, and then none. */
-static int answer_run(struct srv_fetch *f, uint64_t address, uint64_t n, size_t *done,
-		      uint64_t *present)
-{
-	struct srv_gate *gate = &f->loop->server->gate;
-	atomic_uint *inside = NULL;
-	int ret = 0;
-
-	*done = 0;
-	*present = 0;
-	if (reads_callers_memory(f))
-		inside = srv_gate_enter(gate);
-	if (!inside || !atomic_load(&f->pages->region->dead))
-		ret = answer_once(f, address, n << f->page_shift, bytes_at(f, f->pos, n), done,
-				  present);
-	if (inside)
-		srv_gate_leave(gate, inside);
-	return ret;
-}
-
 /*
  * Answer the next run of pages that are still in hand and lie side by side. Returns 0 to go on (or when
  * nothing is left), or the error; pages before it are counted in f->pos.
@@ -383,6 +357,7 @@ static int install_run(struct srv_fetch *f)
 	struct srv_space *sp = f->port->space;
 	uint64_t n, there = 0, address, present;
 	enum srv_state state;
+	const void *data;
 	size_t done;
 	bool found;
 	int ret;
@@ -418,7 +393,8 @@ static int install_run(struct srv_fetch *f)
 	}
 	if (there < n)
 		n = there;
-	ret = answer_run(f, address, n, &done, &present);
+	data = bytes_at(f, f->pos, n);
+	ret = answer_once(f, address, n << f->page_shift, data, &done, &present);
 	n = done >> f->page_shift;
 	if (n) {
 		space_lock(f);

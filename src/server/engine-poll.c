@@ -40,7 +40,7 @@ struct srv_engine {
 	uint32_t nslots, free_slot;
 
 	pthread_mutex_t lock;
-	pthread_cond_t work;
+	pthread_cond_t work, over; /* over: for finish() */
 	struct srv_ios jobs, done; /* under the lock, as are these */
 	uint32_t njobs, idle;
 	bool stop;
@@ -68,6 +68,7 @@ static void finish(struct srv_engine *e, struct srv_io *io)
 	bool first = !e->done.first;
 
 	srv_ios_push(&e->done, io);
+	pthread_cond_broadcast(&e->over);
 	if (first && write(e->came, &one, sizeof(one)) < 0)
 		return; /* full, and so readable */
 }
@@ -133,6 +134,14 @@ static void poll_read(struct srv_engine *e, struct srv_io *io)
 	srv_ios_pop(&e->jobs);
 	e->njobs--;
 	finish(e, io);
+	pthread_mutex_unlock(&e->lock);
+}
+
+static void poll_finish(struct srv_engine *e, const struct srv_io *io)
+{
+	pthread_mutex_lock(&e->lock);
+	while (!srv_ios_have(&e->done, io))
+		pthread_cond_wait(&e->over, &e->lock);
 	pthread_mutex_unlock(&e->lock);
 }
 
@@ -434,6 +443,7 @@ static void poll_destroy(struct srv_engine *e)
 		pthread_join(e->threads[i], NULL);
 	close_all(e);
 	pthread_cond_destroy(&e->work);
+	pthread_cond_destroy(&e->over);
 	pthread_mutex_destroy(&e->lock);
 	free(e->slots);
 	free(e->threads);
@@ -454,6 +464,7 @@ static int poll_create(const struct srv_engine_opts *opts, struct srv_engine **o
 	e->max_threads = opts->workers ? opts->workers : 1;
 	pthread_mutex_init(&e->lock, NULL);
 	pthread_cond_init(&e->work, NULL);
+	pthread_cond_init(&e->over, NULL);
 	e->threads = calloc(e->max_threads, sizeof(*e->threads));
 	err = e->threads ? more_slots(e) : -ENOMEM;
 	if (!err) {
@@ -482,6 +493,7 @@ const struct srv_engine_ops srv_engine_poll = {
 	.watch = poll_watch,
 	.unwatch = poll_unwatch,
 	.read = poll_read,
+	.finish = poll_finish,
 	.turn = poll_turn,
 	.fd = poll_fd,
 	.alarm = poll_alarm,

@@ -618,6 +618,17 @@ static void uring_read(struct srv_engine *e, struct srv_io *io)
 	srv_ios_push(&e->queued, io);
 }
 
+static void uring_finish(struct srv_engine *e, const struct srv_io *io)
+{
+	int err = 0;
+
+	while (!srv_ios_have(&e->done, io) && (!err || err == -ETIME)) {
+		hand_over(e, false);
+		err = enter(e, SETTLE_NS);
+		reap(e);
+	}
+}
+
 static int register_fixed(struct io_uring *ring, void *at, size_t len)
 {
 	struct iovec iov = { at, len };
@@ -1055,6 +1066,7 @@ const struct srv_engine_ops srv_engine_uring = {
 	.watch = uring_watch,
 	.unwatch = uring_unwatch,
 	.read = uring_read,
+	.finish = uring_finish,
 	.fix = uring_fix,
 	.turn = uring_turn,
 	.fd = uring_fd,

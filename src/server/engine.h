@@ -64,6 +64,15 @@ static inline void srv_ios_push(struct srv_ios *l, struct srv_io *io)
 	l->end = &io->next;
 }
 
+static inline bool srv_ios_have(const struct srv_ios *l, const struct srv_io *io)
+{
+	const struct srv_io *at = l->first;
+
+	while (at && at != io)
+		at = at->next;
+	return at;
+}
+
 static inline struct srv_io *srv_ios_pop(struct srv_ios *l)
 {
 	struct srv_io *io = l->first;
@@ -123,6 +132,12 @@ struct srv_engine_ops {
 
 	/* Begin a read. Never fails: what goes wrong is the result. */
 	void (*read)(struct srv_engine *e, struct srv_io *io);
+
+	/*
+	 * Wait until the kernel, or a thread, writes for this read no more: it is called back in a turn, as ever.
+	 * Not from within callbacks: messages may be taken meanwhile. NULL: nothing is read but in turn().
+	 */
+	void (*finish)(struct srv_engine *e, const struct srv_io *io);
 
 	/*
 	 * Reads into this memory will be many, so let the kernel hold on to its pages: it need not look them up

@@ -148,6 +148,15 @@ static bool get_buffer(struct srv_fetch *f)
 	return f->buf;
 }
 
+/* Nobody wants it any more, and the alias and the source may be the caller's again. True: it has ended. */
+static bool given_up(struct srv_fetch *f)
+{
+	if (!srv_is_dead(f) && !srv_is_forgotten(f))
+		return false;
+	srv_fetch_abandon(f, srv_is_forgotten(f));
+	return true;
+}
+
 static uint64_t source_offset(const struct srv_fetch *f)
 {
 	return srv_fetch_region(f)->cfg.offset + (f->first << f->page_shift) + f->have;
@@ -169,6 +178,31 @@ static int plan_next(struct srv_fetch *f)
 
 static void gather(struct srv_fetch *f);
 
+/* A read into memory that is the caller's, and that he may want to have back. */
+static bool is_straight(const struct srv_fetch *f)
+{
+	return !f->buf_len;
+}
+
+static void straight_begin(struct srv_fetch *f)
+{
+	atomic_fetch_add(&srv_fetch_region(f)->straight, 1);
+	atomic_fetch_add(&f->port->space->straight, 1);
+}
+
+static void straight_end(struct srv_fetch *f)
+{
+	struct libuffd_server *s = f->loop->server;
+
+	atomic_fetch_sub(&srv_fetch_region(f)->straight, 1);
+	atomic_fetch_sub(&f->port->space->straight, 1);
+	if (atomic_load(&s->waiters)) {
+		pthread_mutex_lock(&s->lock);
+		pthread_cond_broadcast(&s->changed);
+		pthread_mutex_unlock(&s->lock);
+	}
+}
+
 static void read_done(struct srv_io *io)
 {
 	struct srv_fetch *f = (void *)((char *)io - offsetof(struct srv_fetch, io));
@@ -176,6 +210,10 @@ static void read_done(struct srv_io *io)
 
 	f->stage = SRV_AT_WORK;
 	f->loop->reading--;
+	if (is_straight(f))
+		straight_end(f);
+	if (given_up(f))
+		return;
 	took = srv_file_took(f->extent.source, f->extent.offset, (unsigned char *)f->buf + f->have,
 			     f->extent.len, io->res);
 	if (took < 0) {
@@ -213,6 +251,8 @@ static bool read_part(struct srv_fetch *f)
 	f->io.done = read_done;
 	f->stage = SRV_READING;
 	f->loop->reading++;
+	if (is_straight(f))
+		straight_begin(f);
 	f->loop->ops->read(f->loop->engine, &f->io);
 	return false;
 }
@@ -239,19 +279,6 @@ static bool ask_part(struct srv_fetch *f)
 	return false;
 }
 
-/* Zeros, if the region has been removed: nobody gets them, and its memory may be gone. */
-static void copy_part(struct srv_fetch *f, unsigned char *to)
-{
-	struct srv_gate *gate = &f->loop->server->gate;
-	atomic_uint *inside = srv_gate_enter(gate);
-
-	if (atomic_load(&f->pages->region->dead))
-		memset(to, 0, (size_t)f->extent.len);
-	else
-		memcpy(to, f->extent.memory, (size_t)f->extent.len);
-	srv_gate_leave(gate, inside);
-}
-
 /* One part of the bytes: true when it is there. */
 static bool get_part(struct srv_fetch *f)
 {
@@ -263,7 +290,7 @@ static bool get_part(struct srv_fetch *f)
 	case SRV_HAVE_CUSTOM: /* has no buffer yet, where it brings its own */
 		return ask_part(f);
 	case SRV_HAVE_MEMORY:
-		copy_part(f, (unsigned char *)f->buf + f->have);
+		memcpy((unsigned char *)f->buf + f->have, e->memory, (size_t)e->len);
 		break;
 	default:
 		memset((unsigned char *)f->buf + f->have, 0, (size_t)e->len);
@@ -277,10 +304,8 @@ static bool get_part(struct srv_fetch *f)
 /* Fill the buffer, part by part. Ends in an answer, a failure, or somebody who goes on here later. */
 static void gather(struct srv_fetch *f)
 {
-	if (srv_is_dead(f) || srv_is_forgotten(f)) {
-		srv_fetch_abandon(f, srv_is_forgotten(f));
+	if (given_up(f))
 		return;
-	}
 	while (f->have < srv_fetch_len(f)) {
 		int ret;
 
@@ -331,7 +356,10 @@ static void arrived(struct srv_loop *loop, struct srv_post *post)
 	(void)loop;
 	f->stage = SRV_AT_WORK;
 	f->came = NULL;
-	if (f->came_result < 0) {
+	if (srv_is_dead(f) || srv_is_forgotten(f)) {
+		srv_custom_give_back(f->extent.source, came, f->extent.len);
+		given_up(f);
+	} else if (f->came_result < 0) {
 		srv_failed(f, f->came_result);
 	} else if (f->came_result == LIBUFFD_FETCHED_POISON) {
 		srv_drop_bytes(f);
@@ -440,9 +468,7 @@ void srv_begin_queued(struct srv_loop *loop)
 			loop->queue_end = &loop->queue;
 		atomic_fetch_sub_explicit(&loop->queued, 1, memory_order_relaxed);
 		f->stage = SRV_AT_WORK;
-		if (srv_is_dead(f) || srv_is_forgotten(f))
-			srv_fetch_abandon(f, srv_is_forgotten(f));
-		else
+		if (!given_up(f))
 			begin_reading(f);
 	}
 }
@@ -492,6 +518,56 @@ void srv_fetch_begin(struct srv_fetch *f)
 	} else {
 		begin_reading(f);
 	}
+}
+
+/* ---- When its region or space ends ------------------------------------------------------------- */
+
+/* Whoever turns this loop is here, and cannot wait for himself to do it. */
+static void finish_reads(struct srv_loop *loop, const struct srv_region *r,
+			 const struct srv_space *sp)
+{
+	if (!loop->ops->finish || atomic_load(&loop->turning))
+		return;
+	for (struct srv_fetch *f = loop->all; f; f = f->all_next)
+		if (f->stage == SRV_READING && is_straight(f) &&
+		    (srv_fetch_region(f) == r || f->port->space == sp))
+			loop->ops->finish(loop->engine, &f->io);
+	/* What came meanwhile does not make the descriptor readable any more. */
+	if (atomic_load(&loop->fd_used))
+		loop->ops->alarm(loop->engine, srv_loop_due(loop));
+}
+
+/* The turn that the loop is in may have begun before the end was known; the next one does not. */
+static void await_turn(struct libuffd_server *s, struct srv_loop *loop)
+{
+	uint64_t seen = atomic_load(&loop->turns);
+
+	pthread_mutex_lock(&s->lock);
+	if (atomic_load(&loop->turning))
+		loop->ops->kick(loop->engine);
+	while (atomic_load(&loop->turning) && atomic_load(&loop->turns) == seen)
+		pthread_cond_wait(&s->changed, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_space *sp)
+{
+	struct srv_loop *here = srv_loop_here(s);
+	const atomic_uint *straight = r ? &r->straight : &sp->straight;
+
+	if (here) {
+		finish_reads(here, r, sp);
+		return;
+	}
+	atomic_fetch_add(&s->waiters, 1);
+	for (unsigned int i = 0; i < s->nloops; i++)
+		await_turn(s, &s->loops[i]);
+	pthread_mutex_lock(&s->lock);
+	/* After a stop nobody may come to say so: then the reads end with the server. */
+	while (atomic_load(straight) && srv_is_turned(s))
+		pthread_cond_wait(&s->changed, &s->lock);
+	pthread_mutex_unlock(&s->lock);
+	atomic_fetch_sub(&s->waiters, 1);
 }
 
 /* ---- When its loop ends ------------------------------------------------------------------------ */

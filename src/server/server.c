@@ -162,6 +162,21 @@ static void tell_drainers(struct libuffd_server *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void end_turn(struct srv_loop *loop)
+{
+	struct libuffd_server *s = loop->server;
+
+	atomic_store_explicit(&loop->turns,
+			      atomic_load_explicit(&loop->turns, memory_order_relaxed) + 1,
+			      memory_order_release);
+	if (atomic_load(&s->waiters)) {
+		pthread_mutex_lock(&s->lock);
+		pthread_cond_broadcast(&s->changed);
+		pthread_mutex_unlock(&s->lock);
+	}
+	tell_drainers(s);
+}
+
 /* One turn: what waits, then the kernel, then what that brought about. 1 if something was done. */
 static int loop_turn(struct srv_loop *loop, int64_t timeout)
 {
@@ -187,7 +202,7 @@ static int loop_turn(struct srv_loop *loop, int64_t timeout)
 		loop->now = srv_now();
 		srv_loop_work(loop);
 	}
-	tell_drainers(loop->server);
+	end_turn(loop);
 	return did;
 }
 
@@ -219,10 +234,12 @@ void *srv_loop_thread(void *arg)
 	struct libuffd_server *s = loop->server;
 	int ret = loop_bind(loop);
 
+	atomic_store(&loop->turning, true);
 	while (ret >= 0 && !atomic_load_explicit(&s->stop, memory_order_relaxed))
 		ret = loop_turn(loop, -1);
 	loop_quiesce(loop);
 	pthread_mutex_lock(&s->lock);
+	atomic_store(&loop->turning, false);
 	s->running--;
 	if (ret < 0 && !s->error)
 		s->error = ret;
@@ -259,7 +276,7 @@ static int loop_enter(struct libuffd_server *s, struct srv_loop **out)
 }
 
 /* stop() is signal-safe and so tells nobody: who waits for a turn to come does so for nothing now. */
-static void tell_stopped(struct libuffd_server *s)
+static void tell_left(struct libuffd_server *s)
 {
 	pthread_mutex_lock(&s->lock);
 	pthread_cond_broadcast(&s->changed);
@@ -278,8 +295,8 @@ static void loop_leave(struct srv_loop *loop)
 		loop->ops->alarm(loop->engine, due);
 	}
 	atomic_store(&loop->turning, false);
-	if (atomic_load(&loop->server->stop))
-		tell_stopped(loop->server);
+	if (atomic_load(&loop->server->stop) || atomic_load(&loop->server->waiters))
+		tell_left(loop->server);
 }
 
 int libuffd_server_step(struct libuffd_server *s, int64_t timeout_ns)
@@ -289,7 +306,7 @@ int libuffd_server_step(struct libuffd_server *s, int64_t timeout_ns)
 
 	/* Before it is asked whose thread this is: after a stop that is nobody's any more. */
 	if (s && !s->opts.threads && atomic_load_explicit(&s->stop, memory_order_relaxed)) {
-		tell_stopped(s);
+		tell_left(s);
 		return -ESHUTDOWN;
 	}
 	ret = loop_enter(s, &loop);

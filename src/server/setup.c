@@ -288,6 +288,9 @@ static int check_and_serve(struct libuffd_server *s, struct srv_space *sp, struc
 	if (ret == 0)
 		ret = serve_region(s, sp, r);
 	pthread_mutex_unlock(&s->adding);
+	/* Callbacks may add regions, so nobody waits for their loop with that lock. */
+	if (ret < 0)
+		srv_await_bytes(s, r, NULL);
 	return ret;
 }
 
@@ -373,6 +376,7 @@ int libuffd_server_remove_region(struct libuffd_server *s, uint64_t region)
 	srv_background_forget(s, r);
 	srv_sigbus_remove(s, r);
 	wait_for_callbacks(s, r);
+	srv_await_bytes(s, r, NULL);
 	srv_region_unref(r);
 	return 0;
 }

@@ -277,8 +277,6 @@ void srv_sigbus_remove(struct libuffd_server *s, struct srv_region *r)
 	pthread_mutex_lock(&sb->lock);
 	if (is_listed(atomic_load(&sb->now), r))
 		e = exchange(s, NULL, r);
-	else
-		srv_gate_wait(&s->gate); /* for the loops */
 	pthread_mutex_unlock(&sb->lock);
 	if (e)
 		free_entry(e);

@@ -473,6 +473,7 @@ int libuffd_server_detach(struct libuffd_server *s, uint64_t space, struct libuf
 		pthread_cond_wait(&s->changed, &s->lock);
 	pthread_mutex_unlock(&s->lock);
 	srv_gate_wait(&s->gate); /* signal handlers have left it, too */
+	srv_await_bytes(s, NULL, sp);
 	hand_back(sp);
 	if (sp->owned) {
 		*child = sp->u;

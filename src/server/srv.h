@@ -32,6 +32,7 @@
 struct srv_fetch;
 struct srv_loop;
 struct srv_port;
+struct srv_space;
 
 /* ---- regions.c: what lies where, and what became of each page --------------------------------- */
 
@@ -51,6 +52,7 @@ struct srv_region {
 	struct libuffd_source *source; /* a reference, or NULL */
 	atomic_bool dead;	       /* removed */
 	unsigned int callbacks;	       /* running; under server->lock */
+	atomic_uint straight;	       /* reads under way straight into the alias */
 	struct srv_counters *counters;
 	struct srv_stream *stream; /* prefetch.c: sequences and strides; or NULL */
 	struct srv_region *next;   /* in the server's list */
@@ -390,6 +392,11 @@ struct srv_fetch {
 
 /* A custom source has an answer; @buf is NULL unless it is bytes, and goes to the fetch. */
 void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf);
+/*
+ * The region, or the space, is dead: wait until no loop will touch its alias or the bytes of its source any
+ * more. A thread of the server's own does not wait for others, nor, from within a callback, for reads.
+ */
+void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_space *sp);
 
 /* What a port's userfaultfd had to say: events first, then faults. */
 void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n);
@@ -449,6 +456,8 @@ struct srv_space {
 	pthread_mutex_t lock;
 	struct srv_map map;
 	struct srv_moves events;
+	/* Reads under way straight into aliases. */
+	atomic_uint straight;
 	struct srv_watch exit;	/* pidfd; fd -1: none */
 	struct srv_loop *home;	/* whose engine watches it; of an ordered space also its port's */
 	struct srv_port *ports; /* one for each loop that reads it */
@@ -532,8 +541,8 @@ void srv_record_free(struct libuffd_server *s);
 #define SRV_GATE_SLOTS 16
 
 /*
- * Who looks at memory that somebody may take away: signal handlers at the list of regions, they and loops at the
- * bytes of a memory source. To go in and out takes no lock, and who takes the memory away waits until those
+ * Who looks at memory that somebody may take away: signal handlers, at the list of regions and at the bytes of
+ * a memory source. (Loops are waited for otherwise: fetch.c.) To go in and out takes no lock, and who takes the memory away waits until those
  * have left who may have seen it.
  */
 struct srv_gate {
@@ -568,7 +577,7 @@ struct srv_sigbus {
 /* Handlers answer for the region from now on, if its space and source are such. 0 or -ENOMEM. No lock is held. */
 int srv_sigbus_add(struct libuffd_server *s, struct srv_space *sp, struct srv_region *r);
 /*
- * The region is dead. When this returns no handler knows it, and nobody reads the memory of its source.
+ * The region is dead. When this returns no handler knows it, or reads the memory of its source.
  * No lock is held.
  */
 void srv_sigbus_remove(struct libuffd_server *s, struct srv_region *r);
@@ -611,6 +620,7 @@ struct srv_loop {
 	pthread_mutex_t
 		inbox_lock; /* held until the engine was kicked, so that it cannot go away */
 	struct srv_post *inbox, **inbox_end;
+	_Atomic uint64_t turns; /* that have ended */
 	atomic_bool posted;
 
 	pthread_t handle; /* of an own thread, for who started it */
@@ -649,7 +659,8 @@ struct libuffd_server {
 	struct srv_record *_Atomic record;	   /* or NULL */
 	struct srv_gate gate;
 	struct srv_sigbus sigbus;
-	atomic_uint drainers;
+	/* Who waits for all to be done, and for the end of a turn. */
+	atomic_uint drainers, waiters;
 	uint64_t stamp; /* of the last round of stats.c */
 	void *trap;	/* a page that nothing can be copied from */
 	size_t page_size;

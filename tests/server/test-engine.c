@@ -1153,6 +1153,31 @@ static void a_read_into_fixed_memory(void **state)
 	close(fd);
 }
 
+/* Nobody writes there any more, and nobody was called back. */
+static void a_read_can_be_waited_for_by_itself(void **state)
+{
+	struct bench b = up(state);
+	int fd = some_file(FILE_PAGES * 4096, 0);
+	unsigned char *buf = calloc(FILE_PAGES, 4096);
+	struct job job[FILE_PAGES];
+
+	assert_true(fd >= 0);
+	assert_non_null(buf);
+	for (size_t i = 0; i < FILE_PAGES; i++)
+		begin(&b, &job[i], fd, buf + 4096 * i, 4096, 4096 * i);
+	for (size_t i = FILE_PAGES; i-- > 0;) {
+		b.ops->finish(b.e, &job[i].io);
+		assert_true(right_bytes(buf + 4096 * i, 4096, 4096 * i));
+	}
+	for (size_t i = 0; i < FILE_PAGES; i++)
+		assert_int_equal(job[i].calls, 0);
+	for (size_t i = 0; i < FILE_PAGES; i++)
+		assert_int_equal(result(&b, &job[i]), 4096);
+	free(buf);
+	down(&b);
+	close(fd);
+}
+
 /* Of a pipe, so that it waits; where files alone are read, it fails, before or after. */
 static void the_descriptor_tells_of_a_read_that_was_under_way(void **state)
 {
@@ -1401,6 +1426,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(a_read_that_fails_says_why),
 	OF_EVERY_ENGINE(a_direct_read_gives_what_is_there),
 	OF_EVERY_ENGINE(a_read_into_fixed_memory),
+	OF_EVERY_ENGINE(a_read_can_be_waited_for_by_itself),
 	OF_EVERY_ENGINE(the_descriptor_tells_of_a_read_that_was_under_way),
 	OF_EVERY_ENGINE(many_reads_through_a_full_engine),
 	OF_EVERY_ENGINE(a_first_message_comes_before_what_was_read),

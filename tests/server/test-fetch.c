@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT */
+/* What is on its way: whose memory it goes through, who goes first, how it is counted. */
+#include "server.h"
+
+/* ---- A region that goes, and what was on its way for it ---------------------------------------------- */
+
+/* Shared memory with its alias, served by a thread of the server's own. */
+static struct libuffd_region alias_up(void **state, struct libuffd_source *(*source)(void))
+{
+	struct libuffd_region r;
+
+	REQUIRES(minor_features(stage_kind(state)));
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.threads = 1;
+	stage_up(state, 4, MISSING | MINOR, 0);
+	r = region_of(&stage.m, source());
+	r.modes = MISSING | MINOR;
+	r.alias = stage.m.alias;
+	return r;
+}
+
+/* Memory of another, where the mapping was that has been given back. */
+static void give_to_another(unsigned char *at, size_t len)
+{
+	assert_ptr_equal(mmap(at, len, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+			 at);
+	memset(at, 0x5a, len);
+}
+
+static bool is_touched(const unsigned char *at, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		if (at[i] != 0x5a)
+			return true;
+	return false;
+}
+
+static struct libuffd_source *asked_later(void)
+{
+	return custom_source(ask_later);
+}
+
+static uint64_t going;
+
+static void remove_it(void *ctx, const struct libuffd_request *req)
+{
+	if (libuffd_server_remove_region(stage.s, going))
+		abort();
+	ask_later(ctx, req);
+}
+
+static struct libuffd_source *that_removes(void)
+{
+	return custom_source(remove_it);
+}
+
+static void an_answer_that_comes_late_stays_out_of_the_alias(void **state)
+{
+	bool by_callback = stage_more(state);
+	struct libuffd_region r = alias_up(state, by_callback ? that_removes : asked_later);
+	struct libuffd_request req;
+
+	going = add_region(&r);
+	turn_server();
+	start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	if (!by_callback)
+		assert_int_equal(libuffd_server_remove_region(stage.s, going), 0);
+	give_to_another(stage.m.alias, stage.m.len);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	assert_false(is_touched(stage.m.alias, stage.m.len));
+}
+
+static void an_answer_that_comes_after_a_detach_stays_out_of_the_alias(void **state)
+{
+	struct libuffd_region r = alias_up(state, asked_later);
+	struct libuffd_request req;
+
+	add_region(&r);
+	turn_server();
+	start_faulter(mem_page(&stage.m, 1), false, 0);
+	req = wait_asked(0);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	give_to_another(stage.m.alias, stage.m.len);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	assert_false(is_touched(stage.m.alias, stage.m.len));
+}
+
+/* Whoever removes a region, or detaches its space, while somebody is at its bytes. */
+struct leaver {
+	pthread_t thread;
+	uint64_t region; /* 0: the space */
+	atomic_int tid;
+	atomic_bool done;
+	atomic_bool may; /* nobody is at the bytes any more */
+	bool waited;
+	int ret;
+};
+
+static void *leave(void *arg)
+{
+	struct leaver *l = arg;
+
+	atomic_store(&l->tid, (int)syscall(SYS_gettid));
+	l->ret = l->region ? libuffd_server_remove_region(stage.s, l->region)
+			   : libuffd_server_detach(stage.s, stage.space, NULL);
+	l->waited = atomic_load(&l->may);
+	atomic_store(&l->done, true);
+	return NULL;
+}
+
+static int any_file(int flags)
+{
+	char name[] = "/tmp/libuffd-server-XXXXXX", path[64];
+	int fd = mkostemp(name, O_CLOEXEC), again;
+
+	assert_true(fd >= 0);
+	unlink(name);
+	assert_int_equal(write(fd, stage.data, stage.m.len), stage.m.len);
+	fsync(fd);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	again = open(path, O_RDONLY | O_CLOEXEC | flags);
+	close(fd);
+	if (again < 0)
+		SKIP("o-direct", "the file system of /tmp has no O_DIRECT");
+	return again;
+}
+
+static struct libuffd_source *of_file(int flags)
+{
+	struct libuffd_source *src = NULL;
+	int fd = any_file(flags);
+
+	assert_int_equal(libuffd_source_file(fd, &src), 0);
+	close(fd);
+	return keep(src);
+}
+
+static struct libuffd_source *buffered(void)
+{
+	return of_file(0);
+}
+
+static struct libuffd_source *direct(void)
+{
+	return of_file(O_DIRECT);
+}
+
+static struct libuffd_source *memory(void)
+{
+	struct libuffd_source *src = NULL;
+
+	mem_map(&stage.other, MEM_ANON, 4);
+	assert_int_equal(libuffd_source_memory(stage.other.addr, stage.other.len, &src), 0);
+	return keep(src);
+}
+
+enum { OF_MEMORY, OF_FILE, OF_DIRECT, DETACHES = 4 };
+
+/*
+ * Somebody is at the bytes for as long as the test likes: what is read, or written to, is itself a page that is
+ * missing, in the care of a userfaultfd that the test has.
+ */
+static void bytes_are_let_go_before_a_region_is(void **state)
+{
+	unsigned int more = stage_more(state), from = more & 3;
+	struct libuffd_region r = alias_up(state, from == OF_MEMORY ? memory
+						  : from == OF_FILE ? buffered
+								    : direct);
+	struct mem at = from == OF_MEMORY ? stage.other : stage.m;
+	struct leaver l = { .region = 0 };
+	struct libuffd_event ev;
+
+	stage.v = uffd_with(from == OF_MEMORY ? 0 : LIBUFFD_FEATURE_MISSING_SHMEM);
+	if (libuffd_way(stage.v) == LIBUFFD_WAY_USER_MODE)
+		SKIP("kernel-faults", "faults of the kernel's own are not told to us");
+	l.region = more & DETACHES ? 0 : add_region(&r);
+	if (more & DETACHES)
+		add_region(&r);
+	at.start = from == OF_MEMORY ? at.start : (uintptr_t)at.alias;
+	assert_int_equal(libuffd_register(stage.v, at.start, at.len, MISSING, NULL), 0);
+	turn_server();
+	start_faulter(mem_page(&stage.m, 1), false, 0);
+	wait_readable(stage.v);
+	assert_int_equal(libuffd_read_events(stage.v, &ev, 1), 1);
+	assert_int_equal(pthread_create(&l.thread, NULL, leave, &l), 0);
+	while (!atomic_load(&l.done) &&
+	       (!atomic_load(&l.tid) || thread_state(atomic_load(&l.tid)) != 'S'))
+		sched_yield();
+	atomic_store(&l.may, true);
+	assert_int_equal(libuffd_unregister(stage.v, at.start, at.len), 0);
+	pthread_join(l.thread, NULL);
+	assert_int_equal(l.ret, 0);
+	assert_true(l.waited);
+	give_to_another((unsigned char *)(uintptr_t)at.start, at.len);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	assert_false(is_touched((unsigned char *)(uintptr_t)at.start, at.len));
+}
+
+#define LETS_GO(more) OF_ENGINES_WITH(bytes_are_let_go_before_a_region_is, MEM_SHMEM_SHARED, more)
+
+static const struct CMUnitTest tests[] = {
+	OF_ENGINES_WITH(an_answer_that_comes_late_stays_out_of_the_alias, MEM_SHMEM_SHARED, 0),
+	OF_ENGINES_WITH(an_answer_that_comes_late_stays_out_of_the_alias, MEM_SHMEM_SHARED, 1),
+	OF_ENGINES(an_answer_that_comes_after_a_detach_stays_out_of_the_alias, MEM_SHMEM_SHARED),
+	LETS_GO(0),
+	LETS_GO(1),
+	LETS_GO(2),
+	LETS_GO(4),
+	LETS_GO(5),
+	LETS_GO(6),
+};
+
+KERNEL_MAIN("server-fetch", tests, reserve_huge_pages, NULL)
