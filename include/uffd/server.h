@@ -86,9 +86,14 @@ struct libuffd_server_opts {
 	uint32_t engine;    /* LIBUFFD_ENGINE_* */
 	uint32_t threads;   /* own threads, at most 256; 0: the caller steps */
 	uint32_t placement; /* LIBUFFD_PLACE_* */
-	uint32_t depth;	    /* most reads in flight, per thread; 0: 64; at most 4096 */
-	uint32_t workers;   /* poll: threads that read, per thread; 0: 16; at most 256 */
-	uint32_t reserved;  /* zero */
+	/*
+	 * Most reads in flight, per thread; 0: 64; at most 4096. A quarter of them, at least one, is for faults: what
+	 * nobody waits for leaves it free. With 1, a fault may be a second.
+	 */
+	uint32_t depth;
+	/* Poll: threads that read, per thread; 0: 16; at most 256. One is for faults; with 1 it is a second. */
+	uint32_t workers;
+	uint32_t reserved; /* zero */
 	union {
 		void (*notice)(void *ctx, const struct libuffd_notice *notice); /* or NULL */
 		uint64_t notice_space;
@@ -348,7 +353,7 @@ LIBUFFD_EXPORT int libuffd_server_prefetch(struct libuffd_server *s, uint64_t re
 struct libuffd_fill_opts {
 	uint32_t size;
 	uint32_t flags; /* none yet */
-	uint32_t depth; /* fetches at a time; 0: 8, or 4 of 2 MiB and more */
+	uint32_t depth; /* fetches at a time, within the server's depth; 0: 8, or 4 of 2 MiB and more */
 	uint32_t reserved;
 	uint64_t chunk; /* bytes of one fetch; 0: see below; a power of two, at most 32 MiB */
 	uint64_t rate;	/* bytes per second; 0: as fast as it goes */
@@ -358,8 +363,9 @@ struct libuffd_fill_opts {
 /* clang-format on */
 
 /*
- * Supply all of a region in the background, in order of addresses. A fault always goes first. @opts may
- * be NULL. Called again it changes the rate and the depth. Errors as libuffd_server_prefetch().
+ * Supply all of a region in the background, in order of addresses. @opts may be NULL. A fault goes first,
+ * however long the source takes for the fill, unless it is for a page that the fill is waiting for. Called
+ * again it changes the rate and the depth. Errors as libuffd_server_prefetch().
  *
  * Small chunks let faults through sooner. With chunks of 2 MiB and FEATURE_MOVE, bytes that are read from a file for
  * private memory of this process are not copied: they are moved there as one huge page, if the kernel has huge

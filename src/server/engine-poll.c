@@ -40,9 +40,10 @@ struct srv_engine {
 	uint32_t nslots, free_slot;
 
 	pthread_mutex_t lock;
-	pthread_cond_t work, over; /* over: for finish() */
-	struct srv_ios jobs, done; /* under the lock, as are these */
-	uint32_t njobs, idle;
+	pthread_cond_t work, over;	   /* over: for finish() */
+	struct srv_ios urgent, jobs, done; /* under the lock, as are these */
+	uint32_t nurgent, njobs, idle;
+	uint32_t behind, most_behind; /* workers at what nobody waits for, and how many may be */
 	bool stop;
 
 	pthread_t *threads;
@@ -73,26 +74,54 @@ static void finish(struct srv_engine *e, struct srv_io *io)
 		return; /* full, and so readable */
 }
 
+/* Jobs that a worker might begin now. */
+static uint32_t to_do(const struct srv_engine *e)
+{
+	uint32_t room = e->most_behind - e->behind;
+
+	return e->nurgent + (e->njobs < room ? e->njobs : room);
+}
+
+/* However long the reads that nobody waits for take, they leave a worker to the others. */
+static struct srv_io *next_job(struct srv_engine *e, bool *behind)
+{
+	struct srv_io *io = srv_ios_pop(&e->urgent);
+
+	*behind = !io;
+	if (io)
+		e->nurgent--;
+	if (io || e->behind == e->most_behind)
+		return io;
+	io = srv_ios_pop(&e->jobs);
+	if (io) {
+		e->njobs--;
+		e->behind++;
+	}
+	return io;
+}
+
 static void *worker(void *arg)
 {
 	struct srv_engine *e = arg;
 	struct srv_io *io;
+	bool behind;
 
 	/* By itself: another would have to open a file for that. */
 	pthread_setname_np(pthread_self(), "uffd-io");
 	pthread_mutex_lock(&e->lock);
 	while (!e->stop) {
-		io = srv_ios_pop(&e->jobs);
+		io = next_job(e, &behind);
 		if (!io) {
 			e->idle++;
 			pthread_cond_wait(&e->work, &e->lock);
 			e->idle--;
 			continue;
 		}
-		e->njobs--;
 		pthread_mutex_unlock(&e->lock);
 		perform(io);
 		pthread_mutex_lock(&e->lock);
+		if (behind)
+			e->behind--;
 		finish(e, io);
 	}
 	pthread_mutex_unlock(&e->lock);
@@ -116,14 +145,34 @@ static bool hire(struct srv_engine *e)
 	return true;
 }
 
+static void push_job(struct srv_engine *e, struct srv_io *io)
+{
+	srv_ios_push(io->demand ? &e->urgent : &e->jobs, io);
+	if (io->demand)
+		e->nurgent++;
+	else
+		e->njobs++;
+}
+
+/* False: it has been begun. */
+static bool take_job(struct srv_engine *e, const struct srv_io *io)
+{
+	if (srv_ios_take(&e->urgent, io))
+		e->nurgent--;
+	else if (srv_ios_take(&e->jobs, io))
+		e->njobs--;
+	else
+		return false;
+	return true;
+}
+
 static void poll_read(struct srv_engine *e, struct srv_io *io)
 {
 	bool short_of_hands;
 
 	pthread_mutex_lock(&e->lock);
-	srv_ios_push(&e->jobs, io);
-	e->njobs++;
-	short_of_hands = e->njobs > e->idle;
+	push_job(e, io);
+	short_of_hands = to_do(e) > e->idle;
 	pthread_cond_signal(&e->work);
 	pthread_mutex_unlock(&e->lock);
 	if (!short_of_hands || hire(e) || e->nthreads)
@@ -131,10 +180,25 @@ static void poll_read(struct srv_engine *e, struct srv_io *io)
 	/* No thread is to be had, and nobody would ever do it: slowly is better than not at all. */
 	perform(io);
 	pthread_mutex_lock(&e->lock);
-	srv_ios_pop(&e->jobs);
-	e->njobs--;
+	take_job(e, io);
 	finish(e, io);
 	pthread_mutex_unlock(&e->lock);
+}
+
+static void poll_hurry(struct srv_engine *e, struct srv_io *io)
+{
+	bool short_of_hands = false;
+
+	pthread_mutex_lock(&e->lock);
+	if (!io->demand && take_job(e, io)) {
+		io->demand = true;
+		push_job(e, io);
+		short_of_hands = to_do(e) > e->idle;
+		pthread_cond_signal(&e->work);
+	}
+	pthread_mutex_unlock(&e->lock);
+	if (short_of_hands)
+		hire(e);
 }
 
 static void poll_finish(struct srv_engine *e, const struct srv_io *io)
@@ -459,9 +523,11 @@ static int poll_create(const struct srv_engine_opts *opts, struct srv_engine **o
 		return -ENOMEM;
 	e->epoll = e->kick = e->came = e->timer = -1;
 	e->free_slot = NOBODY;
+	e->urgent.end = &e->urgent.first;
 	e->jobs.end = &e->jobs.first;
 	e->done.end = &e->done.first;
-	e->max_threads = opts->workers ? opts->workers : 1;
+	e->max_threads = opts->workers > 1 ? opts->workers : 2;
+	e->most_behind = e->max_threads - 1;
 	pthread_mutex_init(&e->lock, NULL);
 	pthread_cond_init(&e->work, NULL);
 	pthread_cond_init(&e->over, NULL);
@@ -493,6 +559,7 @@ const struct srv_engine_ops srv_engine_poll = {
 	.watch = poll_watch,
 	.unwatch = poll_unwatch,
 	.read = poll_read,
+	.hurry = poll_hurry,
 	.finish = poll_finish,
 	.turn = poll_turn,
 	.fd = poll_fd,

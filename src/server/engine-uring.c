@@ -776,7 +776,7 @@ static int uring_create(const struct srv_engine_opts *opts, struct srv_engine **
 	if (!e)
 		return -ENOMEM;
 	e->free_slot = NOBODY;
-	e->depth = opts->depth ? opts->depth : 1;
+	e->depth = opts->depth + 1;
 	e->kick.fd = e->timer.fd = e->leash = e->ready = -1;
 	e->idle.end = &e->idle.first;
 	e->messages.end = &e->messages.first;

@@ -47,6 +47,7 @@ struct srv_io {
 	uint64_t offset;
 	void (*done)(struct srv_io *io); /* exactly once, unless the engine is destroyed first */
 	int32_t res;			 /* bytes, possibly fewer than asked for; or -errno */
+	bool demand;			 /* somebody waits for it: it goes before those of nobody */
 
 	/* The engine's own. */
 	struct srv_io *next;
@@ -62,6 +63,20 @@ static inline void srv_ios_push(struct srv_ios *l, struct srv_io *io)
 	io->next = NULL;
 	*l->end = io;
 	l->end = &io->next;
+}
+
+static inline bool srv_ios_take(struct srv_ios *l, const struct srv_io *io)
+{
+	struct srv_io **at = &l->first;
+
+	while (*at && *at != io)
+		at = &(*at)->next;
+	if (!*at)
+		return false;
+	*at = io->next;
+	if (!*at)
+		l->end = at;
+	return true;
 }
 
 static inline bool srv_ios_have(const struct srv_ios *l, const struct srv_io *io)
@@ -88,7 +103,7 @@ static inline struct srv_io *srv_ios_pop(struct srv_ios *l)
 struct srv_engine;
 
 struct srv_engine_opts {
-	uint32_t depth;	  /* reads in flight at most: the loop never asks for more */
+	uint32_t depth;	  /* reads in flight at most, and one more: the loop never asks for more */
 	uint32_t workers; /* poll */
 };
 
@@ -132,6 +147,9 @@ struct srv_engine_ops {
 
 	/* Begin a read. Never fails: what goes wrong is the result. */
 	void (*read)(struct srv_engine *e, struct srv_io *io);
+
+	/* Somebody waits for this read after all. NULL: all of them are under way at once anyway. */
+	void (*hurry)(struct srv_engine *e, struct srv_io *io);
 
 	/*
 	 * Wait until the kernel, or a thread, writes for this read no more: it is called back in a turn, as ever.

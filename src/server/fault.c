@@ -25,6 +25,8 @@
  * doubles up to BACKOFF_MAX; one answer a port is tried at a time, and the others follow once it goes
  * through. So a layout that never settles costs next to nothing, and one that settles is noticed soon.
  */
+#include <string.h>
+
 #include "fetch.h"
 
 #define BACKOFF_MIN UINT64_C(10000) /* ns */
@@ -263,6 +265,7 @@ struct verdict {
 	struct srv_fetch *fetch;
 	struct srv_region *written; /* a reference */
 	bool nothing;
+	bool elsewhere; /* another loop has it in hand */
 	bool lost;
 	bool first; /* it was absent */
 };
@@ -281,13 +284,75 @@ static void demand(struct srv_port *port, const struct srv_seg *seg, uint64_t i,
 		v->fetch->asked = i;
 }
 
-/* Somebody has come for a page while it was being fetched for nobody. */
-static bool is_hit(const struct srv_loop *loop, const struct srv_pages *p, uint64_t i)
+/* Which fetch of this loop has the page in hand, or NULL. */
+static struct srv_fetch *who_has(const struct srv_loop *loop, const struct srv_pages *p, uint64_t i)
 {
-	for (const struct srv_fetch *f = loop->all; f; f = f->all_next)
-		if (f->pages == p && i - f->first < f->n)
-			return f->why != SRV_DEMAND || f->asked != i;
-	return false;
+	struct srv_fetch *f = loop->all;
+
+	while (f && !(f->pages == p && i - f->first < f->n))
+		f = f->all_next;
+	return f;
+}
+
+/* Somebody has come for a page that is on its way. Under the lock. */
+static void judge_pending(struct srv_port *port, struct srv_pages *p, uint64_t i, struct verdict *v)
+{
+	struct srv_fetch *f = who_has(port->loop, p, i);
+
+	v->nothing = true;
+	srv_count(p->region->counters, SRV_DUPLICATES, 1);
+	if (!f) {
+		v->elsewhere = !port->space->ordered;
+		return;
+	}
+	/* While it was being fetched for nobody. */
+	if (f->why != SRV_DEMAND || f->asked != i)
+		srv_count(p->region->counters, SRV_PREFETCH_HITS, 1);
+	srv_fetch_hurry(f);
+}
+
+static void hurry_here(struct srv_loop *loop, struct srv_post *post)
+{
+	struct srv_port *port = (void *)((char *)post - offsetof(struct srv_port, hurry));
+	struct srv_wanted wanted[SRV_WANTED];
+	struct srv_fetch *f;
+	unsigned int n;
+
+	pthread_mutex_lock(&port->space->lock);
+	n = port->nwanted;
+	memcpy(wanted, port->wanted, sizeof(wanted));
+	port->nwanted = 0;
+	port->hurrying = false;
+	pthread_mutex_unlock(&port->space->lock);
+	for (unsigned int k = 0; k < n; k++) {
+		f = who_has(loop, wanted[k].pages, wanted[k].i);
+		if (f)
+			srv_fetch_hurry(f);
+	}
+	srv_port_unref(port);
+}
+
+/* A loop that has something under way for nobody hears of a page that somebody waits for. */
+static void hurry_others(struct srv_port *port, const struct srv_pages *pages, uint64_t i)
+{
+	struct srv_space *sp = port->space;
+
+	pthread_mutex_lock(&sp->server->lock);
+	pthread_mutex_lock(&sp->lock);
+	for (struct srv_port *to = sp->ports; to; to = to->sibling) {
+		if (to == port || to->nwanted == SRV_WANTED ||
+		    !(atomic_load(&to->loop->background) || atomic_load(&to->loop->queued)))
+			continue;
+		to->wanted[to->nwanted++] = (struct srv_wanted){ pages, i };
+		if (to->hurrying)
+			continue;
+		to->hurrying = true;
+		to->hurry.run = hurry_here;
+		atomic_fetch_add_explicit(&to->refs, 1, memory_order_relaxed);
+		srv_loop_post(to->loop, &to->hurry);
+	}
+	pthread_mutex_unlock(&sp->lock);
+	pthread_mutex_unlock(&sp->server->lock);
 }
 
 /* An answer of this batch has woken whoever waits there. */
@@ -330,10 +395,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 	told = port->space->features & LIBUFFD_FEATURE_EVENT_REMOVE;
 	switch (srv_pages_get(p, i)) {
 	case SRV_PENDING:
-		srv_count(p->region->counters, SRV_DUPLICATES, 1);
-		if (is_hit(port->loop, p, i))
-			srv_count(p->region->counters, SRV_PREFETCH_HITS, 1);
-		v->nothing = true;
+		judge_pending(port, p, i, v);
 		break;
 	case SRV_REMOVED:
 		v->bare = minor ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_ZERO;
@@ -369,8 +431,7 @@ static void read_ahead(struct srv_port *port, struct srv_pages *pages, uint64_t 
 	while (n) {
 		uint64_t more = step == 1 ? n : 1;
 
-		if (atomic_load_explicit(&port->loop->in_flight, memory_order_relaxed) >=
-		    port->loop->server->opts.depth)
+		if (!srv_background_slot(port->loop))
 			return;
 		if (first >= pages->n ||
 		    !srv_fetch_ahead(port, pages, first, &more, SRV_PREFETCH) || !more)
@@ -385,6 +446,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	struct srv_space *sp = port->space;
 	struct verdict v = { 0 };
 	struct srv_pages *pages = NULL;
+	const struct srv_pages *wanted = NULL;
 	uint64_t asked = 0, first = 0, n = 0, flags = 0, start = 0;
 	unsigned int shift = (unsigned int)__builtin_ctzll(sp->page_size);
 	struct srv_seg *seg;
@@ -394,6 +456,10 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	if (seg) {
 		shift = seg->page_shift;
 		judge(port, seg, fault, arrived, &v);
+		if (v.elsewhere) {
+			wanted = seg->pages;
+			asked = seg->first + ((fault->address - seg->start) >> shift);
+		}
 		if (v.fetch && v.first &&
 		    (seg->pages->region->cfg.ahead || atomic_load(&port->loop->server->record))) {
 			pages = srv_pages_ref(seg->pages);
@@ -419,6 +485,8 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 
 	if (!seg) {
 		unknown(port, fault, arrived);
+	} else if (wanted) {
+		hurry_others(port, wanted, asked);
 	} else if (v.lost) {
 		lose_fault(port, start >> shift << shift, UINT64_C(1) << shift);
 	} else if (v.bare) {
@@ -509,7 +577,7 @@ static void ask_again(struct srv_loop *loop)
 }
 
 /*
- * Background work takes the slots that faults leave. What is at hand without waiting is done within the
+ * Background work takes the slots that are not kept for faults. What is at hand without waiting is done within the
  * call: one piece of that a turn, so that faults get between.
  */
 static void begin_background(struct srv_loop *loop)
@@ -518,13 +586,12 @@ static void begin_background(struct srv_loop *loop)
 	loop->background_due = UINT64_MAX;
 	if (!loop->server->background)
 		return;
-	while (!loop->queue && atomic_load_explicit(&loop->in_flight, memory_order_relaxed) <
-				       loop->server->opts.depth) {
-		unsigned int before = loop->background;
+	while (!loop->queue && srv_background_slot(loop)) {
+		unsigned int before = atomic_load_explicit(&loop->background, memory_order_relaxed);
 
 		if (!srv_background_next(loop, &loop->background_due))
 			return;
-		if (loop->background <= before) {
+		if (atomic_load_explicit(&loop->background, memory_order_relaxed) <= before) {
 			loop->background_more = true;
 			return;
 		}

@@ -38,6 +38,12 @@ static bool more_fetches(struct srv_loop *loop)
 	return true;
 }
 
+static void set_why(struct srv_fetch *f, enum srv_why why)
+{
+	f->why = why;
+	f->urgent = why == SRV_DEMAND;
+}
+
 struct srv_fetch *srv_fetch_new(struct srv_port *port, enum srv_why why, uint64_t arrived)
 {
 	struct srv_loop *loop = port->loop;
@@ -51,7 +57,7 @@ struct srv_fetch *srv_fetch_new(struct srv_port *port, enum srv_why why, uint64_
 	f->loop = loop;
 	f->port = port;
 	atomic_fetch_add_explicit(&port->refs, 1, memory_order_relaxed);
-	f->why = why;
+	set_why(f, why);
 	f->arrived = arrived;
 	f->stage = SRV_AT_WORK;
 	f->all_next = loop->all;
@@ -69,9 +75,10 @@ struct srv_fetch *srv_fetch_new(struct srv_port *port, enum srv_why why, uint64_
 static void slot_take(struct srv_fetch *f)
 {
 	f->counted = true;
+	f->behind = !f->urgent;
 	atomic_fetch_add_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
-	if (f->why != SRV_DEMAND)
-		f->loop->background++;
+	if (f->behind)
+		atomic_fetch_add_explicit(&f->loop->background, 1, memory_order_relaxed);
 }
 
 static void slot_give(struct srv_fetch *f)
@@ -80,8 +87,28 @@ static void slot_give(struct srv_fetch *f)
 		return;
 	f->counted = false;
 	atomic_fetch_sub_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
-	if (f->why != SRV_DEMAND)
-		f->loop->background--;
+	if (f->behind)
+		atomic_fetch_sub_explicit(&f->loop->background, 1, memory_order_relaxed);
+}
+
+bool srv_background_slot(const struct srv_loop *loop)
+{
+	unsigned int depth = loop->server->opts.depth;
+
+	return atomic_load_explicit(&loop->in_flight, memory_order_relaxed) < depth &&
+	       atomic_load_explicit(&loop->background, memory_order_relaxed) <
+		       srv_background_most(depth);
+}
+
+static bool slot_free(const struct srv_fetch *f)
+{
+	const struct srv_loop *loop = f->loop;
+	unsigned int all = atomic_load_explicit(&loop->in_flight, memory_order_relaxed);
+
+	if (!f->urgent)
+		return srv_background_slot(loop);
+	return all < loop->server->opts.depth ||
+	       all == atomic_load_explicit(&loop->background, memory_order_relaxed);
 }
 
 void srv_drop_bytes(struct srv_fetch *f)
@@ -249,6 +276,7 @@ static bool read_part(struct srv_fetch *f)
 	}
 	srv_file_prepare(e->source, e->offset, to, e->len, &f->io);
 	f->io.done = read_done;
+	f->io.demand = f->urgent;
 	f->stage = SRV_READING;
 	f->loop->reading++;
 	if (is_straight(f))
@@ -396,9 +424,9 @@ static void split_rest(struct srv_fetch *f, uint64_t keep)
 	rest = srv_fetch_new(f->port, f->why == SRV_DEMAND ? SRV_PREFETCH : f->why, f->arrived);
 	if (rest && f->asked >= f->first + keep && f->why == SRV_DEMAND) {
 		/* The page that is waited for is in the other part. */
-		rest->why = SRV_DEMAND;
+		set_why(rest, SRV_DEMAND);
 		rest->asked = f->asked;
-		f->why = SRV_PREFETCH;
+		set_why(f, SRV_PREFETCH);
 		f->arrived = 0;
 	}
 	if (!rest) {
@@ -407,7 +435,7 @@ static void split_rest(struct srv_fetch *f, uint64_t keep)
 		f->n = keep;
 		if (f->asked >= f->first + keep && f->why == SRV_DEMAND) {
 			/* Whoever asked does so again. */
-			f->why = SRV_PREFETCH;
+			set_why(f, SRV_PREFETCH);
 			f->arrived = 0;
 		}
 		return;
@@ -423,26 +451,65 @@ static void split_rest(struct srv_fetch *f, uint64_t keep)
 	srv_fetch_begin(rest);
 }
 
+/* Those that somebody waits for come first. */
+static void queue_put(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+	struct srv_fetch **at = f->urgent ? loop->urgent_end : loop->queue_end;
+
+	f->next = *at;
+	*at = f;
+	if (!f->next)
+		loop->queue_end = &f->next;
+	if (f->urgent)
+		loop->urgent_end = &f->next;
+}
+
+static void queue_take(struct srv_loop *loop, struct srv_fetch **at)
+{
+	struct srv_fetch *f = *at;
+
+	*at = f->next;
+	if (!*at)
+		loop->queue_end = at;
+	if (loop->urgent_end == &f->next)
+		loop->urgent_end = at;
+}
+
+void srv_fetch_hurry(struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+	struct srv_fetch **at = &loop->queue;
+
+	if (f->urgent)
+		return;
+	if (f->stage == SRV_QUEUED) {
+		while (*at != f)
+			at = &(*at)->next;
+		queue_take(loop, at);
+		f->urgent = true;
+		queue_put(f);
+	} else if (f->stage == SRV_READING && loop->ops->hurry) {
+		loop->ops->hurry(loop->engine, &f->io);
+	}
+	f->urgent = true;
+}
+
 static void queue(struct srv_fetch *f)
 {
 	struct srv_loop *loop = f->loop;
 
 	f->stage = SRV_QUEUED;
-	f->next = NULL;
-	*loop->queue_end = f;
-	loop->queue_end = &f->next;
+	queue_put(f);
 	atomic_fetch_add_explicit(&loop->queued, 1, memory_order_relaxed);
 }
 
 /* Bytes that must be read: when there is a slot for it, and memory. */
 static void begin_reading(struct srv_fetch *f)
 {
-	struct srv_loop *loop = f->loop;
-
 	f->fresh = false;
 	if (!f->counted) {
-		if (atomic_load_explicit(&loop->in_flight, memory_order_relaxed) >=
-		    loop->server->opts.depth) {
+		if (!slot_free(f)) {
 			queue(f);
 			return;
 		}
@@ -459,13 +526,10 @@ static void begin_reading(struct srv_fetch *f)
 
 void srv_begin_queued(struct srv_loop *loop)
 {
-	while (loop->queue && atomic_load_explicit(&loop->in_flight, memory_order_relaxed) <
-				      loop->server->opts.depth) {
+	while (loop->queue && slot_free(loop->queue)) {
 		struct srv_fetch *f = loop->queue;
 
-		loop->queue = f->next;
-		if (!loop->queue)
-			loop->queue_end = &loop->queue;
+		queue_take(loop, &loop->queue);
 		atomic_fetch_sub_explicit(&loop->queued, 1, memory_order_relaxed);
 		f->stage = SRV_AT_WORK;
 		if (!given_up(f))
@@ -610,7 +674,7 @@ void srv_loop_forget(struct srv_loop *loop)
 	struct srv_slab *slab;
 
 	loop->queue = NULL;
-	loop->queue_end = &loop->queue;
+	loop->queue_end = loop->urgent_end = &loop->queue;
 	loop->again = NULL;
 	for (struct srv_port *port = loop->ports; port; port = port->next) {
 		port->deferred = NULL;

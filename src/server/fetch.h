@@ -51,6 +51,8 @@ void srv_fetch_end(struct srv_fetch *f);
 void srv_drop_bytes(struct srv_fetch *f);
 /* Its pages are pending: find out where the bytes are, and set about it. */
 void srv_fetch_begin(struct srv_fetch *f);
+/* Somebody waits for it after all: it goes before those of nobody. */
+void srv_fetch_hurry(struct srv_fetch *f);
 /* What waits for a slot, as far as there are some. */
 void srv_begin_queued(struct srv_loop *loop);
 

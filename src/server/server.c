@@ -480,7 +480,7 @@ static void make_loop(struct libuffd_server *s, unsigned int i)
 	loop->server = s;
 	loop->index = i;
 	loop->ops = s->ops;
-	loop->queue_end = &loop->queue;
+	loop->queue_end = loop->urgent_end = &loop->queue;
 	loop->inbox_end = &loop->inbox;
 	loop->background_due = UINT64_MAX;
 	pthread_mutex_init(&loop->inbox_lock, NULL);

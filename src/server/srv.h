@@ -362,6 +362,8 @@ struct srv_fetch {
 	bool looked;   /* whether it was the last of its region */
 	bool complete; /* and it was */
 	bool counted;  /* among those in flight */
+	bool behind;   /* and its slot is one of the background's */
+	bool urgent;   /* somebody waits for it */
 	bool told;     /* of an error */
 	bool job;      /* srv_background_done() waits for it */
 	enum srv_stage stage;
@@ -406,6 +408,17 @@ void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n)
  */
 bool srv_fetch_ahead(struct srv_port *port, struct srv_pages *pages, uint64_t first, uint64_t *n,
 		     enum srv_why why);
+/*
+ * The slots that background work may take: three quarters, so that however long its sources take, a fault
+ * gets one. Where there is one slot only the first fault takes another.
+ */
+static inline unsigned int srv_background_most(unsigned int depth)
+{
+	unsigned int kept = depth / 4 ? depth / 4 : 1;
+
+	return depth > kept ? depth - kept : 1;
+}
+bool srv_background_slot(const struct srv_loop *loop);
 /* Begin what waits for its turn, answer what was put off and is due. */
 void srv_loop_work(struct srv_loop *loop);
 /* Earliest moment at which srv_loop_work() has something to do; 0: now; UINT64_MAX: when something happens. */
@@ -421,6 +434,13 @@ void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned i
 	       uint64_t arrived);
 
 /* ---- space.c ------------------------------------------------------------------------------------- */
+
+#define SRV_WANTED 8
+
+struct srv_wanted {
+	const struct srv_pages *pages; /* no reference: it is compared only */
+	uint64_t i;
+};
 
 struct srv_port {
 	struct srv_watch watch;
@@ -439,6 +459,11 @@ struct srv_port {
 	/* Not read for a while, since there is no descriptor for a child: until when, or UINT64_MAX. */
 	uint64_t muted;
 	struct srv_post opening, closing;
+	/* Pages that other loops have read a fault for: under the space's lock, as is whether the post is out. */
+	struct srv_post hurry;
+	struct srv_wanted wanted[SRV_WANTED];
+	unsigned int nwanted;
+	bool hurrying;
 	struct srv_port *next;	  /* in the loop's list */
 	struct srv_port *sibling; /* of the same space, in other loops */
 };
@@ -605,6 +630,7 @@ struct srv_loop {
 	bool in_batch;
 
 	struct srv_fetch *queue, **queue_end; /* wait for their turn */
+	struct srv_fetch **urgent_end;	      /* before it those that somebody waits for */
 	struct srv_fetch *again;	      /* wait to ask the source again */
 	struct srv_fetch *spare;	      /* to be used anew */
 	struct srv_slab *slabs;		      /* what fetches are made of */
@@ -612,7 +638,7 @@ struct srv_loop {
 	uint64_t background_due;	      /* when background work may go on */
 	bool background_more;		      /* there was some to do right now */
 	atomic_uint in_flight;	     /* that hold a buffer or a custom source's attention */
-	unsigned int background;     /* of these, fills and prefetches */
+	atomic_uint background;	     /* of these, fills and prefetches */
 	unsigned int reading;	     /* that the engine has */
 	atomic_uint queued, waiting; /* in queue; put off in ports */
 	atomic_uint live;	     /* fetches that have not ended, whatever they are at */

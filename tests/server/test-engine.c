@@ -1153,6 +1153,50 @@ static void a_read_into_fixed_memory(void **state)
 	close(fd);
 }
 
+/*
+ * What reads block on is memory of ours that is missing. One worker is left to those that somebody waits for, and
+ * who comes to wait for one later gets it.
+ */
+static void reads_of_nobody_leave_a_worker(void **state)
+{
+	struct bench b = up(state);
+	int fd = some_file(FILE_PAGES * 4096, 0);
+	unsigned char *buf = calloc(2, 4096);
+	struct job blocked[8], job[2];
+	struct rig r;
+
+	assert_true(fd >= 0);
+	assert_non_null(buf);
+	rig_up(&r, MEM_ANON, ARRAY_SIZE(blocked), LIBUFFD_MODE_MISSING, 0);
+	if (libuffd_way(r.u) == LIBUFFD_WAY_USER_MODE)
+		SKIP("kernel-faults", "faults of the kernel's own are not told to us");
+	for (size_t i = 0; i < ARRAY_SIZE(blocked); i++)
+		begin(&b, &blocked[i], fd, mem_page(&r.m, i), 4096, 0);
+	wait_waiters(r.u, 3);
+	begin(&b, &job[0], fd, buf, 4096, 0);
+	memset(&job[1], 0, sizeof(job[1]));
+	job[1].io = (struct srv_io){ .fd = fd,
+				     .buf = buf + 4096,
+				     .len = 4096,
+				     .offset = 4096,
+				     .done = read_done,
+				     .demand = true };
+	b.ops->read(b.e, &job[1].io);
+	assert_int_equal(result(&b, &job[1]), 4096);
+	assert_int_equal(waiters(r.u), 3);
+	assert_int_equal(job[0].calls, 0);
+	b.ops->hurry(b.e, &job[0].io);
+	assert_int_equal(result(&b, &job[0]), 4096);
+	assert_true(right_bytes(buf, 2 * 4096, 0));
+	assert_int_equal(libuffd_unregister(r.u, r.m.start, r.m.len), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(blocked); i++)
+		assert_int_equal(result(&b, &blocked[i]), 4096);
+	down(&b);
+	rig_down(&r);
+	free(buf);
+	close(fd);
+}
+
 /* Nobody writes there any more, and nobody was called back. */
 static void a_read_can_be_waited_for_by_itself(void **state)
 {
@@ -1426,6 +1470,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(a_read_that_fails_says_why),
 	OF_EVERY_ENGINE(a_direct_read_gives_what_is_there),
 	OF_EVERY_ENGINE(a_read_into_fixed_memory),
+	OF(reads_of_nobody_leave_a_worker, 3, "poll"),
 	OF_EVERY_ENGINE(a_read_can_be_waited_for_by_itself),
 	OF_EVERY_ENGINE(the_descriptor_tells_of_a_read_that_was_under_way),
 	OF_EVERY_ENGINE(many_reads_through_a_full_engine),

@@ -200,6 +200,44 @@ static void bytes_are_let_go_before_a_region_is(void **state)
 	assert_false(is_touched((unsigned char *)(uintptr_t)at.start, at.len));
 }
 
+/* ---- Who goes first ---------------------------------------------------------------------------------- */
+
+/* A fill whose source never answers, at every depth. */
+static void a_fault_overtakes_a_fill_that_is_never_answered(void **state)
+{
+	unsigned int depth = stage_more(state);
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
+	unsigned int most = depth > 1 ? depth - 1 : 1;
+	struct libuffd_source *src;
+	struct libuffd_request req;
+	struct libuffd_region r;
+	struct faulter *f;
+	uint64_t region;
+
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.threads = 1;
+	stage.opts.depth = depth;
+	stage_up(state, 16, MISSING, 0);
+	src = custom_source(ask_later);
+	r = region_of(&stage.m, src);
+	region = add_region(&r);
+	fill.chunk = stage.m.page;
+	fill.depth = 8;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), 0);
+	turn_server();
+	wait_asked(most - 1);
+	f = start_faulter(mem_page(&stage.m, 12), false, 0);
+	req = wait_asked(most);
+	assert_int_equal(req.offset, 12 * stage.m.page);
+	assert_int_equal(complete_right(src, &req), 0);
+	join_faulter(f);
+	expect_bytes(mem_page(&stage.m, 12), data_page(12), stage.m.page);
+	assert_int_equal(stats_of(0).queued, 0);
+}
+
+#define OVERTAKES(depth) \
+	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
+
 #define LETS_GO(more) OF_ENGINES_WITH(bytes_are_let_go_before_a_region_is, MEM_SHMEM_SHARED, more)
 
 static const struct CMUnitTest tests[] = {
@@ -212,6 +250,9 @@ static const struct CMUnitTest tests[] = {
 	LETS_GO(4),
 	LETS_GO(5),
 	LETS_GO(6),
+	OVERTAKES(1),
+	OVERTAKES(2),
+	OVERTAKES(4),
 };
 
 KERNEL_MAIN("server-fetch", tests, reserve_huge_pages, NULL)

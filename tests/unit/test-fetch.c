@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: MIT */
+/* What is on its way, step by step, on the fake kernel: who goes first, who waits for whom, what is counted. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake-kernel.h"
+
+#define REQUESTS 64
+#define FILE_PAGES 16
+
+static struct {
+	struct libuffd_server *s;
+	struct fk_mm *mm;
+	uint64_t space, region;
+	struct libuffd_source *custom, *file;
+	int fd;
+	struct libuffd_request request[REQUESTS];
+	unsigned int requests;
+	bool held; /* reads of files do not end */
+} w;
+
+/* ---- What the fake kernel asks ---------------------------------------------------------------------- */
+
+uint64_t rnd(uint64_t n)
+{
+	(void)n;
+	return 0;
+}
+
+/* It does nothing by chance, but for reads that are to be held back. */
+bool chance(unsigned int percent)
+{
+	return w.held && percent == 60;
+}
+
+void broken(const char *fmt, ...)
+{
+	char text[300];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	fail_msg("%s", text);
+	abort();
+}
+
+void trace(const char *fmt, ...)
+{
+	(void)fmt;
+}
+
+void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content content, uint64_t tag,
+		 bool wp)
+{
+	(void)mm;
+	(void)slot;
+	(void)content;
+	(void)tag;
+	(void)wp;
+}
+
+void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
+{
+	(void)mm;
+	(void)slot;
+	(void)write;
+}
+
+void law_zapped(const struct fk_mm *mm, struct fk_page *p)
+{
+	(void)mm;
+	(void)p;
+}
+
+void law_read_failed(uint64_t offset, uint64_t len)
+{
+	(void)offset;
+	(void)len;
+}
+
+/* ---- Scenery ---------------------------------------------------------------------------------------- */
+
+static void ask(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	assert_true(w.requests < REQUESTS);
+	w.request[w.requests++] = *req;
+}
+
+static void answer(unsigned int i, int result)
+{
+	const struct libuffd_request *req = &w.request[i];
+
+	memset(req->buffer, 1, (size_t)req->len);
+	assert_int_equal(libuffd_source_complete(w.custom, req->id, result, req->len), 0);
+}
+
+static void step(void)
+{
+	int ret = libuffd_server_step(w.s, 0);
+
+	assert_true(ret == 0 || ret == 1);
+}
+
+/* As far as it goes by itself. */
+static void settle(void)
+{
+	for (unsigned int i = 0; i < 50; i++)
+		step();
+}
+
+static void up(uint32_t depth, uint64_t features)
+{
+	struct libuffd_server_opts opts = LIBUFFD_SERVER_OPTS_INIT;
+
+	fk_reset();
+	memset(&w, 0, sizeof(w));
+	fk.now = 1000000000;
+	opts.depth = depth;
+	assert_int_equal(libuffd_server_new(&opts, &w.s), 0);
+	w.mm = fk_mm_new(features);
+	w.mm->root = w.mm->born = w.mm->owned = true;
+	fk_handle(w.mm, LIBUFFD_WAY_SYSCALL);
+	assert_int_equal(libuffd_server_attach(w.s, w.mm->u, NULL, &w.space), 0);
+	w.mm->served = true;
+	assert_int_equal(libuffd_source_custom(ask, NULL, UINT64_MAX, &w.custom), 0);
+	/* Pages with bytes and holes by turns. */
+	w.fd = memfd_create("fetch", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(w.fd, FILE_PAGES * FK_PAGE), 0);
+	for (unsigned int i = 1; i < FILE_PAGES; i += 2)
+		assert_int_equal(pwrite(w.fd, "bytes", 5, (off_t)(i * FK_PAGE)), 5);
+	assert_int_equal(libuffd_source_file(w.fd, &w.file), 0);
+}
+
+static struct libuffd_region region(unsigned int first, unsigned int n, struct libuffd_source *src)
+{
+	struct libuffd_region r = LIBUFFD_REGION_INIT;
+
+	w.mm->last_vma++;
+	for (unsigned int i = first; i < first + n; i++)
+		w.mm->page[i].vma = w.mm->last_vma;
+	r.flags = LIBUFFD_REGION_REGISTER;
+	r.space = w.space;
+	r.start = fk_address(first);
+	r.len = n * FK_PAGE;
+	r.source = src;
+	return r;
+}
+
+static void add(unsigned int n, struct libuffd_source *src)
+{
+	struct libuffd_region r = region(0, n, src);
+
+	assert_int_equal(libuffd_server_add_region(w.s, &r, &w.region), 0);
+}
+
+static int down(void **state)
+{
+	(void)state;
+	w.mm->dead = true;
+	w.held = false;
+	libuffd_server_free(w.s);
+	libuffd_close(w.mm->u);
+	libuffd_source_unref(w.custom);
+	libuffd_source_unref(w.file);
+	close(w.fd);
+	fk_reset();
+	return 0;
+}
+
+static struct fk_thread *touch(unsigned int thread, unsigned int slot)
+{
+	struct fk_thread *t = &w.mm->thread[thread];
+
+	t->slot = slot;
+	fk_touch(w.mm, t);
+	return t;
+}
+
+/* It has been woken, and finds its page. */
+static void expect_served(struct fk_thread *t)
+{
+	assert_int_equal(t->state, FK_WOKEN);
+	fk_touch(w.mm, t);
+	assert_int_equal(t->state, FK_RUNS);
+}
+
+static struct libuffd_stats stats(uint64_t of)
+{
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+
+	assert_int_equal(libuffd_server_stats(w.s, of, &st), 0);
+	return st;
+}
+
+static void fill(uint32_t depth, uint64_t chunk)
+{
+	struct libuffd_fill_opts opts = LIBUFFD_FILL_OPTS_INIT;
+
+	opts.depth = depth;
+	opts.chunk = chunk * FK_PAGE;
+	assert_int_equal(libuffd_server_fill(w.s, w.region, &opts), 0);
+}
+
+/* ---- Who goes first --------------------------------------------------------------------------------- */
+
+static void a_fault_overtakes_a_fill_that_is_never_answered(void **state)
+{
+	static const unsigned int most[] = { 0, 1, 1, 2, 3, 4, 5, 6, 6 };
+
+	for (unsigned int depth = 1; depth <= 8; depth++) {
+		struct fk_thread *t;
+
+		up(depth, 0);
+		add(64, w.custom);
+		fill(32, 1);
+		settle();
+		assert_int_equal(w.requests, most[depth]);
+		for (unsigned int i = 0; i < 3; i++) {
+			t = touch(i, 40 + i);
+			settle();
+			assert_int_equal(w.requests, most[depth] + i + 1);
+			assert_int_equal(w.request[most[depth] + i].address, fk_address(40 + i));
+			answer(most[depth] + i, LIBUFFD_FETCHED_BYTES);
+			settle();
+			expect_served(t);
+		}
+		assert_int_equal(stats(0).queued, 0);
+		assert_int_equal(stats(0).in_flight, most[depth]);
+		down(state);
+	}
+	up(1, 0);
+}
+
+/* With no more slots than the depth says. */
+static void faults_wait_for_faults_only(void **state)
+{
+	(void)state;
+	up(4, 0);
+	add(64, w.custom);
+	fill(32, 1);
+	settle();
+	assert_int_equal(w.requests, 3);
+	touch(0, 40);
+	touch(1, 41);
+	settle();
+	assert_int_equal(w.requests, 4);
+	assert_int_equal(stats(0).queued, 1);
+	answer(3, LIBUFFD_FETCHED_BYTES);
+	settle();
+	assert_int_equal(w.requests, 5);
+	assert_int_equal(stats(0).queued, 0);
+	expect_served(&w.mm->thread[0]);
+	/* A slot that is free is a fault's first. */
+	touch(0, 42);
+	settle();
+	answer(0, LIBUFFD_FETCHED_BYTES);
+	settle();
+	assert_int_equal(w.request[5].address, fk_address(42));
+}
+
+/* Holes come from the custom source: one of them has the slot, and what lies before it waits for that. */
+static void a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for(void **state)
+{
+	struct libuffd_source *chain;
+	struct fk_thread *t;
+
+	(void)state;
+	up(1, 0);
+	assert_int_equal(
+		libuffd_source_chain((struct libuffd_source *[]){ w.file, w.custom }, 2, &chain),
+		0);
+	add(FILE_PAGES, chain);
+	libuffd_source_unref(chain);
+	fill(8, 4);
+	settle();
+	assert_int_equal(w.requests, 1);
+	assert_int_equal(w.request[0].address, fk_address(2));
+	assert_int_equal(stats(0).queued, 2);
+	t = touch(0, 1);
+	settle();
+	expect_served(t);
+	assert_int_equal(w.requests, 1);
+}
+
+static const struct CMUnitTest tests[] = {
+	cmocka_unit_test_teardown(a_fault_overtakes_a_fill_that_is_never_answered, down),
+	cmocka_unit_test_teardown(faults_wait_for_faults_only, down),
+	cmocka_unit_test_teardown(a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for,
+				  down),
+};
+
+int main(void)
+{
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
