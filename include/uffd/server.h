@@ -193,7 +193,11 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
 #define LIBUFFD_REGION_WP (1u << 1)
 /* What mremap adds at the end of it reads as zeros; without this it is an unknown address. */
 #define LIBUFFD_REGION_GROWS (1u << 2)
-/* When every page has been supplied, unregister the range: it runs at native speed from then on. */
+/*
+ * When every page has been supplied, or removed by the program, unregister the range: it runs at native speed
+ * from then on. With events of the layout that is as soon as the layout is at rest, which may be after
+ * NOTICE_COMPLETE.
+ */
 #define LIBUFFD_REGION_UNREGISTER (1u << 3)
 
 struct libuffd_region {

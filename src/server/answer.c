@@ -12,7 +12,8 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-#define LARGEST_SHIFT 30 /* of a huge page that a program may have: 1 GiB */
+#define LEAVE_PAUSE UINT64_C(1000000) /* ns before what could not be unregistered is tried again */
+#define LARGEST_SHIFT 30	      /* of a huge page that a program may have: 1 GiB */
 
 /* ---- Giving up --------------------------------------------------------------------------------- */
 
@@ -204,21 +205,105 @@ static bool becomes_complete(struct srv_pages *p)
 	return true;
 }
 
-/* The region runs by itself from now on. */
-static void unregister_all(struct srv_space *sp, const struct srv_pages *pages)
-{
-	pthread_mutex_lock(&sp->lock);
-	for (size_t i = 0; i < sp->map.n; i++) {
-		const struct srv_seg *seg = &sp->map.seg[i];
+/* ---- Leaving ----------------------------------------------------------------------------------- */
 
-		if (seg->pages == pages)
-			libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
-	}
-	srv_map_forget(&sp->map, pages->region);
-	pthread_mutex_unlock(&sp->lock);
+/*
+ * What the kernel says first of all when it is to copy from where nothing can be read: -EAGAIN while the
+ * layout changes, -ESRCH of a process that has exited.
+ */
+static int look_at(const struct srv_space *sp, const struct srv_seg *seg)
+{
+	size_t done;
+
+	return libuffd_copy(sp->u, seg->start, sp->server->trap, (size_t)1 << seg->page_shift,
+			    LIBUFFD_COPY_DONTWAKE, &done);
 }
 
-static void tell_complete(struct srv_port *port, const struct srv_pages *pages, bool settled)
+/* The first piece of the pages, or NULL. */
+static const struct srv_seg *piece_of(const struct srv_map *m, const struct srv_pages *pages)
+{
+	for (size_t i = 0; i < m->n; i++)
+		if (m->seg[i].pages == pages)
+			return &m->seg[i];
+	return NULL;
+}
+
+/*
+ * The region runs by itself from now on. While the layout changes, what is registered may lie elsewhere than is
+ * known so far: it is known once the event has been read, and a thread that moves it waits for that. So if it
+ * has begun to change meanwhile, whatever was moved is still registered, and all of it stays known until the
+ * next time. False: that is to come. Under the lock.
+ */
+static bool unregister_all(struct srv_space *sp, const struct srv_pages *pages)
+{
+	const struct srv_seg *first = piece_of(&sp->map, pages);
+	int ret = 0, looks;
+
+	if (!first)
+		return true;
+	looks = look_at(sp, first);
+	if (looks == -EAGAIN)
+		return false;
+	for (size_t i = 0; i < sp->map.n && looks != -ESRCH; i++) {
+		const struct srv_seg *seg = &sp->map.seg[i];
+		int err = 0;
+
+		if (seg->pages == pages)
+			err = libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
+		/* Of what is not there any more there is nothing to be unregistered. */
+		if (err == -ENOMEM)
+			ret = err;
+	}
+	if (looks != -ESRCH)
+		looks = look_at(sp, first);
+	if (looks == -EAGAIN || (ret < 0 && looks != -ESRCH))
+		return false;
+	srv_map_forget(&sp->map, pages->region);
+	return true;
+}
+
+static void leave_at(struct srv_port *port, uint64_t at)
+{
+	if (port->closed)
+		return;
+	if (port->leave == UINT64_MAX)
+		port->loop->lost++;
+	port->leave = at;
+}
+
+void srv_leave_soon(struct srv_port *port)
+{
+	leave_at(port, 0);
+}
+
+static struct srv_pages *leaving(const struct srv_map *m)
+{
+	for (size_t i = 0; i < m->n; i++)
+		if (m->seg[i].pages && m->seg[i].pages->leaving)
+			return m->seg[i].pages;
+	return NULL;
+}
+
+void srv_leave(struct srv_port *port)
+{
+	struct srv_space *sp = port->space;
+	struct srv_pages *pages;
+	bool left = true;
+
+	port->leave = UINT64_MAX;
+	port->loop->lost--;
+	pthread_mutex_lock(&sp->lock);
+	while (left && (pages = leaving(&sp->map)))
+		left = unregister_all(sp, pages);
+	pthread_mutex_unlock(&sp->lock);
+	if (!left)
+		leave_at(port, srv_now() + LEAVE_PAUSE);
+}
+
+/*
+ * @now: all messages that were read have been applied. Otherwise it is left at the end of the turn.
+ */
+static void tell_complete(struct srv_port *port, struct srv_pages *pages, bool now)
 {
 	struct libuffd_server *s = port->loop->server;
 	struct srv_region *r = pages->region;
@@ -229,9 +314,14 @@ static void tell_complete(struct srv_port *port, const struct srv_pages *pages, 
 
 	if (!srv_callback_begin(s, r))
 		return;
-	/* Among events what is registered may lie elsewhere than is known so far. */
-	if (settled && r->cfg.flags & LIBUFFD_REGION_UNREGISTER)
-		unregister_all(port->space, pages);
+	if (r->cfg.flags & LIBUFFD_REGION_UNREGISTER) {
+		pthread_mutex_lock(&port->space->lock);
+		pages->leaving = true;
+		pthread_mutex_unlock(&port->space->lock);
+		srv_leave_soon(port);
+		if (now && port->leave != UINT64_MAX)
+			srv_leave(port);
+	}
 	srv_notice(s, &notice);
 	srv_callback_end(s, r);
 }

@@ -617,6 +617,8 @@ static void work_ports(struct srv_loop *loop)
 			find_lost(port);
 		if (port->due <= loop->now)
 			retry_deferred(port);
+		if (port->leave <= loop->now && !port->closed)
+			srv_leave(port);
 		/* What has been done before is not due any more. */
 		next = port_ref(port->closed ? loop->ports : port->next);
 		srv_port_unref(port);
@@ -655,7 +657,8 @@ uint64_t srv_loop_due(const struct srv_loop *loop)
 	if (!atomic_load_explicit(&loop->waiting, memory_order_relaxed) && !loop->lost)
 		return due;
 	for (const struct srv_port *port = loop->ports; port; port = port->next)
-		due = sooner(due, sooner(port->due, sooner(port->lost, port->muted)));
+		due = sooner(due, sooner(sooner(port->due, port->leave),
+					 sooner(port->lost, port->muted)));
 	return due;
 }
 
@@ -671,4 +674,7 @@ void srv_port_forget(struct srv_port *port)
 	}
 	if (port->lost != UINT64_MAX)
 		find_lost(port);
+	if (port->leave != UINT64_MAX)
+		port->loop->lost--;
+	port->leave = UINT64_MAX;
 }

@@ -107,6 +107,7 @@ int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out)
 	p->count[SRV_ABSENT] += p->count[SRV_PENDING];
 	p->count[SRV_PENDING] = 0;
 	p->complete = from->complete;
+	p->leaving = from->leaving;
 	if (p->count[SRV_ABSENT] == p->n)
 		return 0;
 	for (size_t i = 0; i < p->bytes / sizeof(uint64_t); i++) {

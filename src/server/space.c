@@ -38,6 +38,7 @@ static int port_new(struct srv_space *sp, struct srv_loop *loop)
 	port->due = UINT64_MAX;
 	port->lost = UINT64_MAX;
 	port->muted = UINT64_MAX;
+	port->leave = UINT64_MAX;
 	atomic_init(&port->refs, 1);
 	port->sibling = sp->ports;
 	sp->ports = port;
@@ -204,6 +205,9 @@ static void port_open(struct srv_loop *loop, struct srv_post *post)
 		loop->ports = port;
 		if (sp->owned && !loop->children++)
 			loop->probe_at = srv_now() + PROBE_PAUSE;
+		/* The parent may not have come to that yet. */
+		if (sp->owned)
+			srv_leave_soon(port);
 		if (sp->home == loop && sp->exit.fd >= 0)
 			ret = loop->ops->watch(loop->engine, &sp->exit);
 	} else {

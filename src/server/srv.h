@@ -70,6 +70,7 @@ struct srv_pages {
 	size_t bytes;
 	uint64_t count[4]; /* by state */
 	bool complete;	   /* told already */
+	bool leaving;	   /* complete, and to be unregistered */
 	uint64_t stamp;	   /* stats.c: counted in this round */
 };
 
@@ -425,6 +426,9 @@ void srv_loop_work(struct srv_loop *loop);
 uint64_t srv_loop_due(const struct srv_loop *loop);
 /* Events have been applied: what is complete since, because the rest of it was removed. */
 void srv_check_complete(struct srv_port *port);
+/* Unregister what is complete, at the end of this turn; and do it, or put it off. */
+void srv_leave_soon(struct srv_port *port);
+void srv_leave(struct srv_port *port);
 /* End what waits in a port that is closed: its pages are absent again, and whoever waits goes on waiting. */
 void srv_port_forget(struct srv_port *port);
 /* End every fetch of a loop whose engine has been destroyed. */
@@ -458,6 +462,8 @@ struct srv_port {
 	uint64_t lost_start, lost_end; /* where he waits */
 	/* Not read for a while, since there is no descriptor for a child: until when, or UINT64_MAX. */
 	uint64_t muted;
+	/* When what is complete is unregistered, or UINT64_MAX. */
+	uint64_t leave;
 	struct srv_post opening, closing;
 	/* Pages that other loops have read a fault for: under the space's lock, as is whether the post is out. */
 	struct srv_post hurry;

@@ -235,6 +235,33 @@ static void a_fault_overtakes_a_fill_that_is_never_answered(void **state)
 	assert_int_equal(stats_of(0).queued, 0);
 }
 
+/* ---- What is complete is let go of --------------------------------------------------------------------- */
+
+static void a_region_whose_rest_is_removed_is_unregistered(void **state)
+{
+	struct libuffd_region r;
+
+	stage_up(state, 4, MISSING, LIBUFFD_FEATURE_EVENT_REMOVE);
+	r = region_of(&stage.m, memory_source());
+	r.flags |= LIBUFFD_REGION_UNREGISTER;
+	add_region(&r);
+	for (size_t i = 0; i < 3; i++)
+		step_until_done(start_faulter(mem_page(&stage.m, i), false, 0));
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	assert_int_equal(libuffd_register(stage.v, stage.m.start, stage.m.len, MISSING, NULL),
+			 -EBUSY);
+	madvise_start(&stage.call, mem_page(&stage.m, 3), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	while (!atomic_load(&stage.call.done))
+		step();
+	assert_int_equal(join_call(), 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_COMPLETE), 1);
+	/* Nobody else could have it as long as it is the server's. */
+	while (libuffd_register(stage.v, stage.m.start, stage.m.len, MISSING, NULL) == -EBUSY)
+		step();
+	assert_int_equal(stats_of(0).pages, 0);
+}
+
 #define OVERTAKES(depth) \
 	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
 
@@ -253,6 +280,8 @@ static const struct CMUnitTest tests[] = {
 	OVERTAKES(1),
 	OVERTAKES(2),
 	OVERTAKES(4),
+	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_ANON),
+	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_SHMEM_PRIVATE),
 };
 
 KERNEL_MAIN("server-fetch", tests, reserve_huge_pages, NULL)

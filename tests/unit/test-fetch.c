@@ -20,6 +20,8 @@ static struct {
 	struct libuffd_request request[REQUESTS];
 	unsigned int requests;
 	bool held; /* reads of files do not end */
+	unsigned int
+		refuse; /* the n-th call that resolves from now on; the layout changes meanwhile */
 } w;
 
 /* ---- What the fake kernel asks ---------------------------------------------------------------------- */
@@ -30,9 +32,11 @@ uint64_t rnd(uint64_t n)
 	return 0;
 }
 
-/* It does nothing by chance, but for reads that are to be held back. */
+/* It does nothing by chance, but for reads that are to be held back, and one call that is refused. */
 bool chance(unsigned int percent)
 {
+	if (percent == 2 && w.refuse)
+		return !--w.refuse;
 	return w.held && percent == 60;
 }
 
@@ -287,11 +291,89 @@ static void a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for(void *
 	assert_int_equal(w.requests, 1);
 }
 
+/* ---- What is complete is let go of ------------------------------------------------------------------- */
+
+static void add_that_leaves(uint64_t features)
+{
+	struct libuffd_region r;
+
+	up(4, features);
+	r = region(0, 2, w.custom);
+	r.flags |= LIBUFFD_REGION_UNREGISTER;
+	assert_int_equal(libuffd_server_add_region(w.s, &r, &w.region), 0);
+}
+
+static void supply(unsigned int slot)
+{
+	touch(0, slot);
+	settle();
+	answer(w.requests - 1, LIBUFFD_FETCHED_BYTES);
+	settle();
+	expect_served(&w.mm->thread[0]);
+}
+
+/* The program empties pages, and is told that this was read. */
+static void drop(unsigned int first, unsigned int end)
+{
+	struct fk_mutator *mu = fk_mutator(w.mm);
+
+	mu->first = first;
+	mu->end = end;
+	fk_mark_busy(w.mm, mu, first, end - first);
+	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
+	fk_mutate(w.mm, mu);
+	while (!fk_settled(w.mm)) {
+		step();
+		fk_run_mutator(w.mm, mu);
+	}
+}
+
+static void a_region_whose_rest_is_removed_is_unregistered(void **state)
+{
+	(void)state;
+	add_that_leaves(LIBUFFD_FEATURE_EVENT_REMOVE);
+	supply(0);
+	assert_true(w.mm->page[0].missing);
+	drop(1, 2);
+	settle();
+	fk.now += 10000000;
+	settle();
+	assert_false(w.mm->page[0].missing);
+	assert_false(w.mm->page[1].missing);
+	assert_int_equal(stats(w.region).pages, 0);
+}
+
+/* Before it was unregistered, or after; then what it has may have been moved, and is still known. */
+static void a_layout_that_changes_meanwhile_puts_that_off(void **state)
+{
+	for (unsigned int n = 2; n <= 3; n++) {
+		add_that_leaves(LIBUFFD_FEATURE_EVENT_REMOVE);
+		supply(0);
+		touch(0, 1);
+		settle();
+		/* The first is the answer, the others look whether the layout is at rest. */
+		w.refuse = n;
+		answer(1, LIBUFFD_FETCHED_BYTES);
+		step();
+		step();
+		assert_int_equal(w.refuse, 0);
+		assert_int_equal(stats(w.region).pages, 2);
+		fk.now += 10000000;
+		settle();
+		assert_int_equal(stats(w.region).pages, 0);
+		assert_false(w.mm->page[1].missing);
+		down(state);
+	}
+	up(1, 0);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(a_fault_overtakes_a_fill_that_is_never_answered, down),
 	cmocka_unit_test_teardown(faults_wait_for_faults_only, down),
 	cmocka_unit_test_teardown(a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for,
 				  down),
+	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
+	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
 };
 
 int main(void)
