@@ -530,10 +530,21 @@ static int leave_waiting(struct srv_fetch *f)
 /* An answer that concerns no page state: the address is all there is. */
 static int install_bare(struct srv_fetch *f)
 {
+	struct srv_space *sp = f->port->space;
 	uint64_t present;
 	size_t done;
 	int ret;
 
+	if (srv_is_heir(&sp->heir)) {
+		ret = srv_heir_look(sp, f->address + (f->pos << f->page_shift), f->fresh);
+		if (ret > 0) {
+			libuffd_wake(sp->u, f->address, (size_t)srv_fetch_len(f));
+			f->pos = f->n;
+			srv_check_complete(f->port);
+		}
+		if (ret)
+			return ret < 0 ? ret : 0;
+	}
 	if (!f->answer)
 		return leave_waiting(f);
 	ret = answer_once(f, f->address + (f->pos << f->page_shift),

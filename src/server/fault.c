@@ -11,6 +11,7 @@
  *             madvise, only by punching the file: zeros, which a page that is there after all survives
  *             (it is woken). Without these events nobody says that it was dropped, so what the source
  *             has is right: it is fetched again
+ * In a child what is known may be another's (heirs.c): where it has no pages, that is looked into first.
  *
  * A fetch finds out what the source has and gets the bytes where that takes reading (fetch.c), and
  * answers (answer.c), each in as many steps as it takes: at its end every page that it had in hand is
@@ -200,6 +201,7 @@ static void answer_bare(struct srv_port *port, uint64_t address, uint64_t n, uns
 	f->n = n;
 	f->answer = kind;
 	f->flags = flags;
+	f->fresh = true;
 	srv_answer(f);
 }
 
@@ -628,6 +630,8 @@ static void work_ports(struct srv_loop *loop)
 
 void srv_loop_work(struct srv_loop *loop)
 {
+	if (loop->settle_at <= loop->now)
+		srv_heirs_settle(loop);
 	if (loop->again)
 		ask_again(loop);
 	work_ports(loop);
@@ -645,7 +649,7 @@ static uint64_t sooner(uint64_t a, uint64_t b)
 
 uint64_t srv_loop_due(const struct srv_loop *loop)
 {
-	uint64_t due = loop->background_due;
+	uint64_t due = sooner(loop->background_due, loop->settle_at);
 
 	if (loop->background_more)
 		return 0;

@@ -19,7 +19,6 @@
 
 #include "srv.h"
 
-#define NOWHERE (UINT64_C(1) << 63)
 #define STEP (UINT64_C(1) << 30) /* the largest page */
 
 static uint64_t most(uint64_t a, uint64_t b)
@@ -96,15 +95,22 @@ static unsigned int find_aside(const struct srv_moves *v, uint64_t start, uint64
 
 static void step_aside(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end)
 {
-	struct srv_aside a = { start, end, NOWHERE + v->used };
+	struct srv_aside a = { start, end, SRV_NOWHERE + v->used };
 
 	if (v->naside == SRV_ASIDE)
 		forget_aside(v, m, 0);
 	/* As far apart that nothing grows into the next one, and pages keep their alignment. */
 	a.at += start & (STEP - 1);
-	v->used = (v->used + (end - start) / STEP * STEP + 3 * STEP) & (NOWHERE / 2 - 1);
+	v->used = (v->used + (end - start) / STEP * STEP + 3 * STEP) & (SRV_NOWHERE / 2 - 1);
 	v->aside[v->naside++] = a;
 	srv_map_remapped(m, start, a.at, end - start);
+}
+
+uint64_t srv_moves_aside(const struct srv_moves *v, uint64_t address)
+{
+	unsigned int i = find_aside(v, address, address + 1);
+
+	return i < v->naside ? v->aside[i].at + (address - v->aside[i].start) : address;
 }
 
 /* ---- The events ---------------------------------------------------------------------------------- */

@@ -198,7 +198,7 @@ static int loop_turn(struct srv_loop *loop, int64_t timeout)
 	did |= n > 0;
 	if (loop->again || loop->queue ||
 	    atomic_load_explicit(&loop->waiting, memory_order_relaxed) || loop->lost ||
-	    loop->children || loop->server->background) {
+	    loop->children || loop->settle_at != UINT64_MAX || loop->server->background) {
 		loop->now = srv_now();
 		srv_loop_work(loop);
 	}
@@ -483,6 +483,7 @@ static void make_loop(struct libuffd_server *s, unsigned int i)
 	loop->queue_end = loop->urgent_end = &loop->queue;
 	loop->inbox_end = &loop->inbox;
 	loop->background_due = UINT64_MAX;
+	loop->settle_at = UINT64_MAX;
 	pthread_mutex_init(&loop->inbox_lock, NULL);
 }
 

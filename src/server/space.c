@@ -499,6 +499,8 @@ static void removed(struct srv_space *sp, const struct libuffd_span *span)
 	uint64_t n;
 
 	pthread_mutex_lock(&sp->lock);
+	if (srv_is_heir(&sp->heir))
+		srv_heir_emptied(&sp->heir, &sp->map, span, false);
 	n = srv_map_removed(&sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
 	srv_count(space_counters(sp), SRV_REMOVED_PAGES, n);
@@ -517,6 +519,8 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 	uint64_t n;
 
 	pthread_mutex_lock(&sp->lock);
+	if (srv_is_heir(&sp->heir))
+		srv_heir_emptied(&sp->heir, &sp->map, span, true);
 	n = srv_moves_unmapped(&sp->events, &sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
 	srv_count(space_counters(sp), SRV_UNMAPPED_PAGES, n);
@@ -528,12 +532,17 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 {
 	struct srv_space *sp = port->space;
+	bool known;
 
+	srv_heirs_remapped(sp, remap);
 	pthread_mutex_lock(&sp->lock);
+	known = !srv_is_heir(&sp->heir) || srv_heir_knows(&sp->map, remap->from, remap->len);
 	if (sp->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		srv_moves_remapped(&sp->events, &sp->map, remap->from, remap->to, remap->len);
 	else
 		srv_map_remapped(&sp->map, remap->from, remap->to, remap->len);
+	if (srv_is_heir(&sp->heir))
+		srv_heir_remapped(&sp->heir, &sp->events, remap, known);
 	pthread_mutex_unlock(&sp->lock);
 	srv_count(space_counters(sp), SRV_REMAPS, 1);
 	sp->moves++;
@@ -566,6 +575,7 @@ static void forked(struct srv_port *port, struct libuffd_event *ev)
 	pthread_mutex_lock(&parent->lock);
 	ret = srv_map_clone(&parent->map, &child->map);
 	pthread_mutex_unlock(&parent->lock);
+	srv_heir_born(child, parent);
 	if (ret == 0)
 		ret = srv_map_reserve(&child->map, SRV_CHANGES);
 	srv_space_serve(child);

@@ -145,6 +145,9 @@ struct srv_span {
 /* Changes of the map that the messages of one read may make. */
 #define SRV_CHANGES (6 * SRV_MESSAGES + 2 * SRV_ASIDE)
 
+/* No process has addresses from here on. */
+#define SRV_NOWHERE (UINT64_C(1) << 63)
+
 /* What was at [start, end) and has gone elsewhere, of which it will be told; on the map it is at @at. */
 struct srv_aside {
 	uint64_t start, end, at;
@@ -166,6 +169,63 @@ struct srv_moves {
 uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end);
 uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t from, uint64_t to,
 			    uint64_t len);
+
+/* Where the map has what is, or was, at the address. */
+uint64_t srv_moves_aside(const struct srv_moves *v, uint64_t address);
+
+/* ---- heirs.c ----------------------------------------------------------------------------------- */
+
+#define SRV_HEIR_MOVES 64
+#define SRV_NOTES 24 /* room that is kept for what they do themselves */
+#define SRV_RECENT_MOVES 8
+#define SRV_ANCESTORS 4
+
+struct srv_move {
+	uint64_t from, to, len; /* to the same place: what was there was dropped */
+	bool gone;		/* or unmapped */
+	bool certain;		/* done by the child itself, or by its parent before */
+};
+
+/* Of a space; of the thread of its loop, which is also its heirs'. */
+struct srv_heir {
+	/*
+	 * What may be true of it and be missing from the map, the latest last: first what the parent had,
+	 * whose notes begin at @first_note, and then @nown notes of its own.
+	 */
+	struct srv_move move[SRV_HEIR_MOVES];
+	unsigned int n, first_note, nown;
+	uint64_t ancestor[SRV_ANCESTORS]; /* spaces that may have yet to tell of some */
+	unsigned int nancestors;
+	struct srv_move recent[SRV_RECENT_MOVES]; /* the last that it told itself */
+	unsigned int nrecent;
+	bool has_heirs; /* that are to be told */
+};
+
+static inline bool srv_is_heir(const struct srv_heir *h)
+{
+	return h->n || h->nancestors;
+}
+
+/* The child has the parent's map. */
+void srv_heir_born(struct srv_space *child, struct srv_space *parent);
+/* The space tells of this, and has not applied it yet: its heirs may have it too. */
+void srv_heirs_remapped(struct srv_space *sp, const struct libuffd_remap *remap);
+/*
+ * The heir tells of something itself: REMOVE and UNMAP (@gone) before, REMAP after it was applied. @known: the map
+ * had pages all over where it moved from. Under the lock of the space.
+ */
+bool srv_heir_knows(const struct srv_map *m, uint64_t start, uint64_t len);
+void srv_heir_emptied(struct srv_heir *h, const struct srv_map *m, const struct libuffd_span *span,
+		      bool gone);
+void srv_heir_remapped(struct srv_heir *h, const struct srv_moves *v,
+		       const struct libuffd_remap *remap, bool known);
+/*
+ * A fault of an heir at an address about to be answered by that alone. 1: its pages have come to be known, who
+ * waits is to ask again; 0: there are none to be known; -EAGAIN: later. @first: its message was just read.
+ */
+int srv_heir_look(struct srv_space *sp, uint64_t address, bool first);
+/* Between turns: no more is to be told to heirs whose ancestors' layouts have settled. */
+void srv_heirs_settle(struct srv_loop *loop);
 
 /* ---- stats.c ------------------------------------------------------------------------------------ */
 
@@ -489,6 +549,7 @@ struct srv_space {
 	struct srv_moves events;
 	/* Reads under way straight into aliases. */
 	atomic_uint straight;
+	struct srv_heir heir;
 	struct srv_watch exit;	/* pidfd; fd -1: none */
 	struct srv_loop *home;	/* whose engine watches it; of an ordered space also its port's */
 	struct srv_port *ports; /* one for each loop that reads it */
@@ -661,8 +722,11 @@ struct srv_loop {
 	atomic_bool turning;
 	unsigned int children; /* ports of spaces that were forked */
 	uint64_t probe_at;     /* when these are looked at next */
-	atomic_bool fd_used;   /* somebody waits on the engine's descriptor */
-	unsigned int lost;     /* ports that have lost faults, or are muted */
+	/* When to look whether heirs have been told all; UINT64_MAX: they have. */
+	uint64_t settle_at;
+	uint64_t settle_pause;
+	atomic_bool fd_used; /* somebody waits on the engine's descriptor */
+	unsigned int lost;   /* ports that have lost faults, or are muted */
 };
 
 enum srv_muster { SRV_SHUT, SRV_OPEN, SRV_GIVEN_UP };

@@ -316,14 +316,21 @@ static bool lawful(const struct fk_page *p, uint64_t t)
 	}
 }
 
-/* A piece that grows has all up to the next one: what is there besides cannot be told from it. */
-static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
+static const struct srv_space *space_of(const struct fk_mm *mm)
 {
 	const struct srv_space *sp = m.s->spaces;
-	const struct srv_seg *seg;
 
 	while (sp && sp->id != mm->space)
 		sp = sp->next;
+	return sp;
+}
+
+/* A piece that grows has all up to the next one: what is there besides cannot be told from it. */
+static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
+{
+	const struct srv_space *sp = space_of(mm);
+	const struct srv_seg *seg;
+
 	seg = sp ? srv_map_before(&sp->map, fk_address(slot)) : NULL;
 	return seg && seg->grows;
 }
@@ -401,7 +408,8 @@ static void outlaw_mm(struct fk_mm *mm)
 	for (unsigned int i = 0; i < FK_SLOTS; i++)
 		outlaw(&mm->page[i]);
 	for (unsigned int i = 0; i < FK_MUTATORS; i++)
-		if (mm->mutator[i].state == FK_QUEUED && mm->mutator[i].child)
+		if ((mm->mutator[i].state == FK_QUEUED || mm->mutator[i].state == FK_TO_QUEUE) &&
+		    mm->mutator[i].child)
 			outlaw_mm(mm->mutator[i].child);
 }
 
@@ -432,6 +440,15 @@ static struct fk_mm *mm_of_space(uint64_t space)
 	return mm;
 }
 
+/* In a child what is registered, and of no region, is taken for what a move may have brought there. */
+static bool misleads(const struct fk_mm *mm, unsigned int slot)
+{
+	const struct srv_space *sp = space_of(mm);
+	uint8_t law = mm->page[slot].law;
+
+	return (law == LAW_UNKNOWN || law == LAW_UNSURE) && sp && srv_is_heir(&sp->heir);
+}
+
 static void op_touch(void)
 {
 	struct fk_mm *mm = any_mm();
@@ -450,7 +467,7 @@ static void op_touch(void)
 			break;
 	}
 	t->write = chance(25);
-	if (mm->page[t->slot].vma)
+	if (mm->page[t->slot].vma && !misleads(mm, t->slot))
 		fk_touch(mm, t);
 }
 
@@ -475,6 +492,22 @@ static void op_signal(void)
 		fk_signal(mm, &mm->thread[rnd(FK_THREADS)]);
 }
 
+/* A thread that has changed the layout, and has yet to say so: others may be faster. */
+static void linger(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	mu->state = FK_TO_QUEUE;
+	mm->changing += mu->n;
+}
+
+static bool begin_to_tell(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	if (mu->state != FK_TO_QUEUE)
+		return false;
+	mm->changing -= mu->n;
+	fk_mutate(mm, mu);
+	return true;
+}
+
 static bool run_mutators(unsigned int percent)
 {
 	bool any = false;
@@ -482,8 +515,37 @@ static bool run_mutators(unsigned int percent)
 	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
 		for (unsigned int i = 0; i < FK_MUTATORS; i++)
 			if (chance(percent))
-				any |= fk_run_mutator(mm, &mm->mutator[i]);
+				any |= begin_to_tell(mm, &mm->mutator[i]) ||
+				       fk_run_mutator(mm, &mm->mutator[i]);
 	return any;
+}
+
+/* The first event of a system call that a fork at this moment can be told before. */
+static unsigned int untold(const struct fk_mutator *mu)
+{
+	return mu->state == FK_IDLE ? mu->n : mu->at + (mu->state != FK_TO_QUEUE);
+}
+
+/* Moves that a child forked since may have yet to hear of: they are not told any more if this one ends now. */
+static bool owes(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
+		const struct fk_mutator *mu = &mm->mutator[i];
+
+		for (unsigned int k = mu->at; mu->state != FK_IDLE && k < mu->n; k++)
+			if (mu->event[k].type == LIBUFFD_EVENT_REMAP)
+				return true;
+	}
+	return false;
+}
+
+/* It has copied the layout, and it is not told yet. */
+static bool fork_lingers(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++)
+		if (mm->mutator[i].state == FK_TO_QUEUE && mm->mutator[i].child)
+			return true;
+	return false;
 }
 
 /* The mapping around a page, if no system call is about it. */
@@ -538,7 +600,7 @@ static void op_empty(void)
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first, end;
 
-	if (!mu || !any_mapping(mm, &first, &end))
+	if (!mu || !any_mapping(mm, &first, &end) || fork_lingers(mm))
 		return;
 	first += (unsigned int)rnd(end - first);
 	end = first + 1 + (unsigned int)rnd(end - first);
@@ -566,7 +628,7 @@ static void op_unmap(void)
 		return;
 	if (n > FK_SLOTS - first)
 		n = FK_SLOTS - first;
-	if (fk_is_busy(mm, first, n))
+	if (fk_is_busy(mm, first, n) || fork_lingers(mm))
 		return;
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
@@ -598,7 +660,7 @@ static void grow(struct fk_mm *mm, unsigned int i)
 	p->index = UINT16_MAX;
 	if (!last->missing)
 		p->law = LAW_PLAIN;
-	else if (last->tail || last->law == LAW_UNKNOWN)
+	else if (last->tail || last->law == LAW_UNKNOWN || last->law == LAW_UNSURE)
 		p->law = last->law;
 	else if (r && r->grows)
 		p->law = last->index == r->n - 1 ? LAW_ZERO : LAW_UNSURE;
@@ -637,13 +699,51 @@ static int place(const struct fk_mm *mm, unsigned int n, unsigned int not_first,
 	return -1;
 }
 
+static void leave_alone(struct fk_mm *child, uint64_t start, uint64_t len)
+{
+	for (unsigned int i = fk_slot(start); i < fk_slot(start) + len / FK_PAGE && i < FK_SLOTS;
+	     i++) {
+		struct fk_page *p = &child->page[i];
+
+		p->busy = UINT8_MAX;
+		/* Where nothing but zeros were nothing shows that they have moved. */
+		if (p->law == LAW_ZERO && !p->region)
+			p->law = LAW_UNSURE;
+	}
+}
+
+/* If it is told before a fork that has happened already. */
+static void leave_children_alone(struct fk_mm *mm, unsigned int from, unsigned int n,
+				 unsigned int to, unsigned int len)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
+		struct fk_mutator *mu = &mm->mutator[i];
+
+		if (mu->state != FK_TO_QUEUE || !mu->child)
+			continue;
+		leave_alone(mu->child, fk_address(from), n * FK_PAGE);
+		leave_alone(mu->child, fk_address(to), len * FK_PAGE);
+	}
+}
+
+/* All of it is of a region, and so known by more than that something lies before it. */
+static bool is_plain(const struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	unsigned int end = first + n;
+
+	for (unsigned int i = first; i < end; i++)
+		if (!mm->page[i].region || mm->page[i].tail)
+			return false;
+	return end == FK_SLOTS || mm->page[end].vma != mm->page[end - 1].vma;
+}
+
 /* mremap() in its forms: to a free or a taken place, longer, shorter, leaving the old mapping behind. */
 static void op_move(void)
 {
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first, end, start, n, len, to, kept;
-	bool leaves = chance(15), tells;
+	bool leaves = chance(15), tells, plain;
 	struct fk_page moved[FK_SLOTS];
 	int at;
 
@@ -656,7 +756,10 @@ static void op_move(void)
 		len = n + 1 + (unsigned int)rnd(3);
 	else if (!leaves && n > 1 && chance(15))
 		len = 1 + (unsigned int)rnd(n - 1);
-	at = place(mm, len, start, start + n, chance(70));
+	plain = !leaves && len == n && is_plain(mm, start, n);
+	if (fork_lingers(mm) && !plain)
+		return;
+	at = place(mm, len, start, start + n, chance(70) || fork_lingers(mm));
 	if (at < 0 || !mm->page[start].missing)
 		return;
 	to = (unsigned int)at;
@@ -704,19 +807,60 @@ static void op_move(void)
 	fk_mark_busy(mm, mu, start, n);
 	fk_mark_busy(mm, mu, to, len);
 	m.moved = true;
-	fk_mutate(mm, mu);
+	leave_children_alone(mm, start, kept, to, len);
+	if (plain && chance(20))
+		linger(mm, mu);
+	else
+		fk_mutate(mm, mu);
 }
 
 /*
- * A system call tells its events one by one. What it has not told when another thread forks the child's
- * map lacks for ever: no server can help that.
+ * Of a system call that is not told the child's map can lack that something has moved. It cannot lack what had been
+ * at the new place or was cut off, nor that a move leaves the old mapping behind.
  */
 static bool may_fork(const struct fk_mm *mm)
 {
-	for (unsigned int i = 0; i < FK_MUTATORS; i++)
-		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].at + 1 < mm->mutator[i].n)
-			return false;
+	const struct srv_space *sp = space_of(mm);
+
+	/* Nor is it tried here with what is not known of the parent. */
+	if (sp && srv_is_heir(&sp->heir))
+		return false;
+	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
+		const struct fk_mutator *mu = &mm->mutator[i];
+
+		for (unsigned int k = untold(mu); k < mu->n; k++) {
+			bool moves = mu->event[k].type == LIBUFFD_EVENT_REMAP;
+
+			if (moves ? k > untold(mu) || k + 1 == mu->n : k + 1 < mu->n)
+				return false;
+			if (moves && !is_plain(mm, fk_slot(mu->event[k].words[1]),
+					       (unsigned int)(mu->event[k].words[2] / FK_PAGE)))
+				return false;
+		}
+	}
 	return true;
+}
+
+/*
+ * Of this the server does not know yet whether the child has it. There the child looks only: what it changes
+ * is shown by tests that do one thing at a time.
+ */
+static void leave_alone_untold(struct fk_mm *child, const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
+		const struct fk_mutator *mu = &mm->mutator[i];
+
+		for (unsigned int k = untold(mu); k < mu->n; k++) {
+			const uint64_t *w = mu->event[k].words;
+
+			if (mu->event[k].type == LIBUFFD_EVENT_UNMAP)
+				leave_alone(child, w[0], w[1] - w[0]);
+			if (mu->event[k].type != LIBUFFD_EVENT_REMAP)
+				continue;
+			leave_alone(child, w[0], w[2]);
+			leave_alone(child, w[1], w[2] + 3 * FK_PAGE); /* it may have grown */
+		}
+	}
 }
 
 static void op_fork(void)
@@ -732,13 +876,18 @@ static void op_fork(void)
 	child = fk_mm_new(mm->features);
 	memcpy(child->page, mm->page, sizeof(child->page));
 	for (unsigned int i = 0; i < FK_SLOTS; i++)
-		child->page[i].busy = 0;
+		if (child->page[i].busy != UINT8_MAX)
+			child->page[i].busy = 0;
+	leave_alone_untold(child, mm);
 	child->last_vma = mm->last_vma;
 	child->unknown_waits = mm->unknown_waits;
 	mu->child = child;
 	trace("mm %u forks mm %u", mm->id, child->id);
 	fk_add_event(mu, LIBUFFD_EVENT_FORK, 0, 0, 0);
-	fk_mutate(mm, mu);
+	if (chance(20))
+		linger(mm, mu);
+	else
+		fk_mutate(mm, mu);
 }
 
 /* ---- What the server's caller does --------------------------------------------------------------------------- */
@@ -868,6 +1017,15 @@ static int any_region(void)
 	return found;
 }
 
+/* A move that the child's map has too much left zeros where the child still has what was removed. */
+static bool reads_as_left_behind(const struct fk_mm *mm, unsigned int slot)
+{
+	const struct srv_space *sp = space_of(mm);
+	const struct srv_seg *seg = sp ? srv_map_find(&sp->map, fk_address(slot)) : NULL;
+
+	return !mm->born || (sp && srv_is_heir(&sp->heir) && seg && !seg->pages);
+}
+
 static void op_remove(void)
 {
 	int r = any_region(), ret;
@@ -879,8 +1037,11 @@ static void op_remove(void)
 		for (unsigned int i = 0; i < FK_SLOTS; i++) {
 			struct fk_page *p = &mm->page[i];
 
-			if (p->region == r + 1)
+			if (p->region == r + 1) {
 				outlaw(p);
+				if (p->law == LAW_UNKNOWN && reads_as_left_behind(mm, i))
+					p->law = LAW_UNSURE;
+			}
 			/* What it left behind in a move that is not told yet. */
 			else if (p->law == LAW_ZERO && !p->region && (!mm->born || !fk_settled(mm)))
 				p->law = LAW_UNSURE;
@@ -949,7 +1110,9 @@ static void check_handed_back(const struct fk_mm *mm)
 		const struct fk_thread *t = &mm->thread[i];
 		const struct fk_page *p = &mm->page[t->slot];
 
+		/* Where a system call is under way its events are still to come, and wake. */
 		if (t->state == FK_WAITS && t->read && p->vma && p->region && !p->tail &&
+		    !p->busy &&
 		    (p->law == LAW_SOURCE || p->law == LAW_ZERO || p->law == LAW_EITHER))
 			broken("mm %u: thread %u is forgotten at slot %u", mm->id, i, t->slot);
 	}
@@ -975,7 +1138,7 @@ static void op_detach(void)
 {
 	struct fk_mm *mm = any_mm();
 
-	if (!mm)
+	if (!mm || owes(mm))
 		return;
 	detach(mm);
 	/* Nothing of it is used any more, whatever is still under way. */
@@ -1005,7 +1168,7 @@ static void op_exit(void)
 {
 	struct fk_mm *mm = any_mm();
 
-	if (!mm || (mm->root && chance(80)))
+	if (!mm || (mm->root && chance(80)) || owes(mm) || fork_lingers(mm))
 		return;
 	trace("mm %u exits", mm->id);
 	fk_exit(mm);
@@ -1245,6 +1408,9 @@ static void check_page(const struct fk_mm *mm, const struct srv_space *sp, unsig
 	if (!p->vma || !p->missing || !r || p->tail ||
 	    !(p->law == LAW_SOURCE || p->law == LAW_ZERO || p->law == LAW_EITHER))
 		return;
+	/* It is found out when somebody comes for it. */
+	if (!(seg && seg->pages) && srv_is_heir(&sp->heir))
+		return;
 	must(seg && seg->pages && seg->pages->region->id == r->id,
 	     "mm %u: slot %u is not known to be of region %llu", mm->id, i,
 	     (unsigned long long)r->id);
@@ -1411,7 +1577,7 @@ static void one_step(void)
 	}
 }
 
-static void begin_life(uint64_t events)
+static void begin_server(uint64_t events)
 {
 	struct libuffd_server_opts opts = LIBUFFD_SERVER_OPTS_INIT;
 
@@ -1443,6 +1609,11 @@ static void begin_life(uint64_t events)
 	opts.depth = 1 + (uint32_t)rnd(chance(50) ? 4 : 32);
 	opts.notice = notice;
 	must(libuffd_server_new(&opts, &m.s) == 0, "no server");
+}
+
+static void begin_life(uint64_t events)
+{
+	begin_server(events);
 	new_root();
 }
 
@@ -1526,6 +1697,352 @@ static void no_page_is_lost_and_nobody_waits_without_events(void **unused)
 	lives(0, "without");
 }
 
+/* ---- One thing at a time: forks among moves that are told late --------------------------------------- */
+
+/* Four pages at 10, with a server that would poison what it does not know. */
+static struct fk_mm *begin_calm(const char *name)
+{
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct fk_mm *mm;
+
+	life = name;
+	seed = 1;
+	step = 0;
+	begin_server(EVENTS);
+	m.features |= LIBUFFD_FEATURE_POISON;
+	m.meddles = false;
+	fk.calm = true;
+	fk.flaky = 0;
+	mm = fk_mm_new(m.features);
+	mm->root = mm->born = mm->owned = true;
+	fk_handle(mm, LIBUFFD_WAY_SYSCALL);
+	attach(mm);
+	for (unsigned int i = 10; i < 14; i++)
+		mm->page[i].vma = 1;
+	mm->last_vma = 1;
+	cfg.space = mm->space;
+	cfg.start = fk_address(10);
+	cfg.len = 4 * FK_PAGE;
+	cfg.source = m.source[MEMORY];
+	cfg.window = FK_PAGE;
+	cfg.modes = LIBUFFD_MODE_MISSING;
+	cfg.flags = LIBUFFD_REGION_REGISTER;
+	must(libuffd_server_add_region(m.s, &cfg, &m.region[0].id) == 0, "no region");
+	m.region[0].source = MEMORY;
+	m.region[0].n = 4;
+	set_law(mm, 10, 4, m.nregions++);
+	return mm;
+}
+
+static void end_calm(void)
+{
+	rest();
+	end_life(true);
+}
+
+/* The kernel has done it, and nobody knows. */
+static struct fk_mutator *moves(struct fk_mm *mm, unsigned int from, unsigned int to,
+				unsigned int n)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	must(mu != NULL, "too much at a time");
+	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
+	mm->last_vma++;
+	for (unsigned int i = to; i < to + n; i++)
+		mm->page[i].vma = mm->last_vma;
+	cut(mm, from, from + n);
+	memset(&mm->page[from], 0, n * sizeof(mm->page[0]));
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), n * FK_PAGE);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from), fk_address(from + n), 0);
+	linger(mm, mu);
+	return mu;
+}
+
+static struct fk_mutator *forks_one(struct fk_mm *mm)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+	struct fk_mm *child = fk_mm_new(mm->features);
+
+	must(mu != NULL, "too much at a time");
+	memcpy(child->page, mm->page, sizeof(child->page));
+	child->last_vma = mm->last_vma;
+	mu->child = child;
+	fk_add_event(mu, LIBUFFD_EVENT_FORK, 0, 0, 0);
+	linger(mm, mu);
+	return mu;
+}
+
+static struct fk_mutator *drops(struct fk_mm *mm, unsigned int page)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	mu->first = page;
+	mu->end = page + 1;
+	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(page), fk_address(page + 1), 0);
+	linger(mm, mu);
+	return mu;
+}
+
+/* All of its events. What else lingers goes on doing so. */
+static struct fk_mm *tell(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	struct fk_mm *child = mu->child;
+
+	begin_to_tell(mm, mu);
+	while (mu->state != FK_IDLE) {
+		turn(0);
+		fk_run_mutator(mm, mu);
+	}
+	return child;
+}
+
+static void pass_time(void)
+{
+	for (unsigned int i = 0; i < 100; i++) {
+		run_woken(100);
+		turn(1000000);
+	}
+}
+
+/* What it sees is right, or law_access() has failed. */
+static void sees(struct fk_mm *mm, unsigned int page)
+{
+	struct fk_thread *t = &mm->thread[0];
+
+	t->slot = page;
+	t->write = false;
+	fk_touch(mm, t);
+	pass_time();
+	must(t->state == FK_RUNS && mm->page[page].content == FK_BYTES,
+	     "page %u is not served: content %u", page, mm->page[page].content);
+}
+
+static void sees_all(struct fk_mm *mm, unsigned int page, unsigned int n)
+{
+	while (n--)
+		sees(mm, page + n);
+}
+
+/* Whether the child asks before or after its parent tells of the move. */
+static void a_child_has_what_had_moved_when_it_was_forked(void **unused)
+{
+	(void)unused;
+	for (unsigned int early = 0; early < 2; early++) {
+		struct fk_mm *mm = begin_calm("had_moved"), *child;
+		struct fk_mutator *move = moves(mm, 10, 30, 4);
+		struct fk_thread *t;
+
+		child = tell(mm, forks_one(mm));
+		t = &child->thread[1];
+		t->slot = 31;
+		if (early)
+			fk_touch(child, t);
+		pass_time();
+		must(child->page[31].content == FK_ABSENT, "served before anything is known");
+		tell(mm, move);
+		sees_all(child, 30, 4);
+		must(t->state == FK_RUNS, "who asked early waits for ever");
+		sees_all(mm, 30, 4);
+		end_calm();
+	}
+}
+
+static void a_child_keeps_what_had_not_moved_when_it_was_forked(void **unused)
+{
+	struct fk_mm *mm = begin_calm("had_not_moved"), *child;
+	struct fk_mutator *fork = forks_one(mm), *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, fork);
+	tell(mm, move);
+	sees_all(child, 10, 4);
+	sees_all(mm, 30, 4);
+	end_calm();
+}
+
+/* The fork was first, and is told last. */
+static void a_child_keeps_what_was_told_to_have_moved_before_its_fork(void **unused)
+{
+	struct fk_mm *mm = begin_calm("told_to_have_moved"), *child;
+	struct fk_mutator *fork = forks_one(mm);
+
+	(void)unused;
+	tell(mm, moves(mm, 10, 30, 4));
+	tell(mm, moves(mm, 30, 50, 4));
+	child = tell(mm, fork);
+	sees_all(child, 10, 4);
+	sees_all(mm, 50, 4);
+	end_calm();
+}
+
+static void a_child_may_have_missed_several_moves(void **unused)
+{
+	struct fk_mm *mm = begin_calm("several"), *child;
+	struct fk_mutator *first = moves(mm, 10, 30, 4), *then = moves(mm, 30, 50, 4);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, first);
+	tell(mm, then);
+	sees_all(child, 50, 4);
+	sees_all(mm, 50, 4);
+	end_calm();
+}
+
+/* The child between may have gone by then. */
+static void a_grandchild_hears_of_moves_too(void **unused)
+{
+	(void)unused;
+	for (unsigned int exits = 0; exits < 2; exits++) {
+		struct fk_mm *mm = begin_calm("grandchild"), *child, *grandchild;
+		struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+		child = tell(mm, forks_one(mm));
+		grandchild = tell(child, forks_one(child));
+		if (exits)
+			fk_exit(child);
+		tell(mm, move);
+		sees_all(grandchild, 30, 4);
+		if (!exits)
+			sees_all(child, 30, 4);
+		end_calm();
+	}
+}
+
+static void a_child_keeps_what_it_heard_of_when_its_parent_has_gone(void **unused)
+{
+	struct fk_mm *mm = begin_calm("parent_has_gone"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, move);
+	detach(mm);
+	pass_time();
+	sees_all(child, 30, 4);
+	end_calm();
+}
+
+static void a_part_of_a_region_may_have_moved(void **unused)
+{
+	struct fk_mm *mm = begin_calm("a_part"), *child;
+	struct fk_mutator *move = moves(mm, 11, 30, 2);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, move);
+	sees(child, 30);
+	sees(child, 10);
+	sees(child, 13);
+	sees(child, 31);
+	end_calm();
+}
+
+/* Before anybody knew that it was there. */
+static void what_a_child_drops_there_reads_as_zeros(void **unused)
+{
+	struct fk_mm *mm = begin_calm("drops"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	child->page[31].law = LAW_EITHER;
+	tell(child, drops(child, 31));
+	must(child->page[31].law == LAW_ZERO, "not dropped");
+	tell(mm, move);
+	sees_all(child, 30, 4);
+	end_calm();
+}
+
+static void a_child_may_move_it_on(void **unused)
+{
+	struct fk_mm *mm = begin_calm("move_it_on"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(child, moves(child, 31, 60, 2));
+	tell(mm, move);
+	sees(child, 30);
+	sees(child, 61);
+	sees(child, 33);
+	sees(child, 60);
+	end_calm();
+}
+
+/* And uses the place that it had left for something else. */
+static void a_child_may_take_the_place_that_it_left(void **unused)
+{
+	struct fk_mm *mm = begin_calm("take_the_place"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 2);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(child, moves(child, 12, 10, 2));
+	tell(mm, move);
+	sees_all(child, 10, 2);
+	sees_all(child, 30, 2);
+	end_calm();
+}
+
+/* Nobody serves this memory; it is where the parent has moved something that the child has kept. */
+static void what_a_child_has_elsewhere_is_not_brought_to_a_fault(void **unused)
+{
+	struct fk_mm *mm = begin_calm("elsewhere"), *child;
+	struct fk_mutator *fork = forks_one(mm), *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, fork);
+	tell(mm, move);
+	for (unsigned int i = 30; i < 34; i++) {
+		child->page[i].vma = 1000;
+		child->page[i].missing = true;
+		child->page[i].law = LAW_UNKNOWN;
+	}
+	child->thread[1].slot = 30;
+	fk_touch(child, &child->thread[1]);
+	pass_time();
+	must(child->page[30].content == FK_POISON, "a fault of nobody's is served");
+	sees_all(child, 10, 4);
+	end_calm();
+}
+
+/* Those that were under way at the fork come first. */
+static void moves_after_the_fork_take_no_room_from_those_before(void **unused)
+{
+	struct fk_mm *mm = begin_calm("no_room"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 2), *late = moves(mm, 12, 70, 1);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, move);
+	for (unsigned int i = 0; i < 2 * SRV_HEIR_MOVES; i++)
+		tell(mm, moves(mm, i % 2 ? 50 : 13, i % 2 ? 13 : 50, 1));
+	tell(mm, late);
+	sees_all(child, 30, 2);
+	sees(child, 13);
+	end_calm();
+}
+
+/* Once the layout has settled there is nothing more to be told, and nothing is asked. */
+static void a_child_of_a_parent_that_does_not_move_keeps_nothing(void **unused)
+{
+	struct fk_mm *mm = begin_calm("keeps_nothing"), *child;
+	const struct srv_space *sp;
+
+	(void)unused;
+	tell(mm, moves(mm, 10, 30, 4));
+	child = tell(mm, forks_one(mm));
+	pass_time();
+	sp = space_of(child);
+	must(sp && !srv_is_heir(&sp->heir), "something is kept");
+	tell(mm, moves(mm, 30, 10, 4));
+	must(!srv_is_heir(&sp->heir), "it is told of what cannot concern it");
+	sees_all(child, 30, 4);
+	end_calm();
+}
+
 static unsigned int number(const char *text)
 {
 	return (unsigned int)strtoul(text, NULL, 0);
@@ -1534,6 +2051,19 @@ static unsigned int number(const char *text)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_child_has_what_had_moved_when_it_was_forked),
+		cmocka_unit_test(a_child_keeps_what_had_not_moved_when_it_was_forked),
+		cmocka_unit_test(a_child_keeps_what_was_told_to_have_moved_before_its_fork),
+		cmocka_unit_test(a_child_may_have_missed_several_moves),
+		cmocka_unit_test(a_grandchild_hears_of_moves_too),
+		cmocka_unit_test(a_child_keeps_what_it_heard_of_when_its_parent_has_gone),
+		cmocka_unit_test(a_part_of_a_region_may_have_moved),
+		cmocka_unit_test(what_a_child_drops_there_reads_as_zeros),
+		cmocka_unit_test(a_child_may_move_it_on),
+		cmocka_unit_test(a_child_may_take_the_place_that_it_left),
+		cmocka_unit_test(what_a_child_has_elsewhere_is_not_brought_to_a_fault),
+		cmocka_unit_test(moves_after_the_fork_take_no_room_from_those_before),
+		cmocka_unit_test(a_child_of_a_parent_that_does_not_move_keeps_nothing),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
