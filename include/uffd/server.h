@@ -40,7 +40,11 @@ struct libuffd_source;
 
 /* ---- What a server tells its caller --------------------------------------------------------- */
 
-#define LIBUFFD_NOTICE_FORK 1	  /* the process forked; `other` is the child's space */
+/*
+ * The process forked; `other` is the child's space. Or it is 0 and `error` says why there is none: whoever touches
+ * what was not supplied waits in that child, and its userfaultfd stays open for that, beyond reach.
+ */
+#define LIBUFFD_NOTICE_FORK 1
 #define LIBUFFD_NOTICE_GONE 2	  /* the space's process has exited; the space is no more */
 #define LIBUFFD_NOTICE_COMPLETE 3 /* every page of the region has been supplied */
 #define LIBUFFD_NOTICE_ERROR 4 /* bytes could not be had: address, len, error, and what was done */
@@ -115,7 +119,7 @@ struct libuffd_server_opts {
  *   -E2BIG       @opts is newer than the library and uses what it does not know
  *   -EOPNOTSUPP  ENGINE_URING, and the kernel's io_uring lacks what it takes
  *   -EPERM -ENOSYS  ENGINE_URING, and io_uring is forbidden, or not there
- *   -EMFILE -ENFILE -ENOMEM -EAGAIN  out of descriptors, memory or threads
+ *   -EMFILE -ENFILE -ENOMEM  out of descriptors or memory
  */
 LIBUFFD_EXPORT int libuffd_server_new(const struct libuffd_server_opts *opts,
 				      struct libuffd_server **out);
@@ -271,6 +275,8 @@ struct libuffd_region {
  *             server would wait for itself; or the range is such memory of another region's. Memory that is
  *             only write-protected may be read. What is registered later is not looked at.
  *   -EBUSY -EPERM -ENOMEM  as libuffd_register()
+ *   -ESRCH    without REGISTER, the process has exited
+ *   -EBADF -ENOTTY  the userfaultfd of the space is closed, and perhaps another file has its number
  */
 LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
 					     const struct libuffd_region *r, uint64_t *region);
@@ -308,6 +314,7 @@ LIBUFFD_EXPORT int libuffd_server_allow(struct libuffd_server *s, uint64_t space
  *   -ESHUTDOWN  libuffd_server_stop() was called
  *   -EDEADLK    called from a callback of this server
  *   -EBUSY      another thread steps it
+ *   or an error of the engine's: what the kernel says of epoll_wait(2), or io_uring_enter(2) and io_uring_register(2)
  */
 LIBUFFD_EXPORT int libuffd_server_step(struct libuffd_server *s, int64_t timeout_ns);
 
@@ -320,7 +327,8 @@ LIBUFFD_EXPORT int libuffd_server_fd(const struct libuffd_server *s);
 
 /*
  * Step until libuffd_server_stop(); with own threads, start them if that was not done, and wait until then.
- * Return 0 after a stop, or as libuffd_server_step() and libuffd_server_start().
+ * Return 0 after a stop, or as libuffd_server_step() and libuffd_server_start(); with own threads, the error of the
+ * first that one of them ended with.
  */
 LIBUFFD_EXPORT int libuffd_server_run(struct libuffd_server *s);
 
@@ -338,8 +346,11 @@ LIBUFFD_EXPORT void libuffd_server_stop(struct libuffd_server *s);
 
 /*
  * Step until nothing is in flight: no fetch, no deferred fault, no explicit prefetch or fill; at most
- * @timeout_ns (negative: for ever). Works after a stop too. With own threads: wait for that, and -ESHUTDOWN
- * after a stop. -ETIMEDOUT, or as libuffd_server_step() but for -ESHUTDOWN.
+ * @timeout_ns (negative: for ever). Works after a stop too. With own threads: wait for that.
+ *   -ETIMEDOUT  something is
+ *   -EINVAL     @s is NULL; or the own threads were not started, and there is something for them to do
+ *   -ESHUTDOWN  something is, and the own threads were stopped, or have ended
+ *   -EDEADLK -EBUSY, or an error of the engine's  as libuffd_server_step()
  */
 LIBUFFD_EXPORT int libuffd_server_drain(struct libuffd_server *s, int64_t timeout_ns);
 
@@ -407,7 +418,8 @@ LIBUFFD_EXPORT int libuffd_server_replay(struct libuffd_server *s, int fd);
 
 /*
  * Sources are counted: making one gives a reference that libuffd_source_unref() gives back, and each
- * region holds another. One source may serve any number of regions and servers.
+ * region holds another. One source may serve any number of regions and servers. NULL is allowed, and libuffd_source_ref()
+ * returns its argument.
  */
 LIBUFFD_EXPORT struct libuffd_source *libuffd_source_ref(struct libuffd_source *src);
 LIBUFFD_EXPORT void libuffd_source_unref(struct libuffd_source *src);
@@ -463,6 +475,7 @@ struct libuffd_request {
  * Bytes from anywhere. @fetch is called on a thread of the server's, must not block, and must lead to
  * exactly one libuffd_source_complete(), from within it or later from any thread. @len is the source's
  * (UINT64_MAX: without end).
+ *   -EINVAL @fetch or @out is NULL; -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_source_custom(void (*fetch)(void *ctx,
 						       const struct libuffd_request *req),

@@ -407,6 +407,12 @@ static int drain_here(struct libuffd_server *s, uint64_t end)
 	return ret < 0 ? ret : 0;
 }
 
+/* What is in flight will not end otherwise, neither before nor after. */
+static bool has_begun(const struct libuffd_server *s)
+{
+	return s->muster == SRV_OPEN || atomic_load(&s->stop);
+}
+
 static int drain_threads(struct libuffd_server *s, uint64_t end)
 {
 	struct timespec ts = { (time_t)(end / NS_PER_S), (long)(end % NS_PER_S) };
@@ -419,7 +425,7 @@ static int drain_threads(struct libuffd_server *s, uint64_t end)
 	/* A loop that becomes idle says so under the lock. */
 	while (ret == 0 && !server_idle(s)) {
 		if (!s->running)
-			ret = -ESHUTDOWN;
+			ret = has_begun(s) ? -ESHUTDOWN : -EINVAL;
 		else if (end == UINT64_MAX)
 			pthread_cond_wait(&s->changed, &s->lock);
 		else

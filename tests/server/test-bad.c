@@ -619,6 +619,36 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(vo
 	return real(thread, attr, fn, arg);
 }
 
+/* What is in flight stays so as long as nobody has started the threads, and nobody has stopped anything. */
+static void a_drain_does_not_wait_for_a_start(void **state)
+{
+	uint64_t region;
+
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 2;
+	stage_up(state, 2, MISSING, 0);
+	region = add_memory_region();
+	assert_int_equal(libuffd_server_fill(stage.s, region, NULL), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), -EINVAL);
+	atomic_store(&threads_left, 1);
+	assert_int_equal(libuffd_server_start(stage.s), -EAGAIN);
+	atomic_store(&threads_left, -1);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), -EINVAL);
+	assert_int_equal(libuffd_server_start(stage.s), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	assert_int_equal(stats_of(region).pages_present, 2);
+}
+
+static void a_drain_before_a_start_knows_of_a_stop(void **state)
+{
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 2;
+	stage_up(state, 2, MISSING, 0);
+	assert_int_equal(libuffd_server_fill(stage.s, add_memory_region(), NULL), 0);
+	libuffd_server_stop(stage.s);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), -ESHUTDOWN);
+}
+
 /* One thread of three cannot be had, whichever: nothing is served, and the next start is like the first. */
 static void a_start_that_failed_can_be_made_again(void **state)
 {
@@ -1079,6 +1109,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(own_threads_are_not_stepped, MEM_ANON),
 	OF_ENGINES(without_threads_there_is_nothing_to_start, MEM_ANON),
 	OF_ENGINES(a_start_that_failed_can_be_made_again, MEM_ANON),
+	OF_ENGINES(a_drain_does_not_wait_for_a_start, MEM_ANON),
+	OF_ENGINES(a_drain_before_a_start_knows_of_a_stop, MEM_ANON),
 	OF_ENGINES(a_second_thread_cannot_step_at_the_same_time, MEM_ANON),
 	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 0),
 	OF_ENGINES_WITH(callbacks_may_call_all_but_what_turns, MEM_ANON, 2),
