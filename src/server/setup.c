@@ -255,7 +255,10 @@ static void unmap_region(struct srv_space *sp, struct srv_region *r)
 	pthread_mutex_unlock(&sp->lock);
 }
 
-/* Known before it is registered, so that its first fault is not unknown. */
+/*
+ * Known before it is registered, so that its first fault is not unknown; registered last, so that there is nothing
+ * to undo of what others may have registered before.
+ */
 static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct srv_region *r)
 {
 	int ret;
@@ -263,9 +266,9 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	link_region(s, r);
 	ret = map_region(sp, r);
 	if (ret == 0)
-		ret = make_registered(sp, &r->cfg);
-	if (ret == 0)
 		ret = srv_sigbus_add(s, sp, r);
+	if (ret == 0)
+		ret = make_registered(sp, &r->cfg);
 	if (ret == 0) {
 		/* Who came too early asks again. */
 		libuffd_wake(sp->u, r->cfg.start, (size_t)r->cfg.len);

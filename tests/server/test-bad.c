@@ -355,6 +355,54 @@ static void a_space_that_has_failed_takes_no_region(void **state)
 	assert_true(is_zero(stage.other.addr, stage.other.len));
 }
 
+/* This thread's calls of calloc, refused after so many; from then on. -1: never. */
+static _Thread_local int callocs_left = -1;
+
+#if !UNDER_SANITIZER
+/* In front of libc's, for the libraries too. */
+void *calloc(size_t n, size_t size)
+{
+	/* A compiler that sees both makes this function of them. */
+	static void *(*volatile zero)(void *, int, size_t) = memset;
+	void *p;
+
+	if (callocs_left == 0 || (size && n > SIZE_MAX / size))
+		return NULL;
+	if (callocs_left > 0)
+		callocs_left--;
+	p = malloc(n * size);
+	return p ? zero(p, 0, n * size) : NULL;
+}
+#endif
+
+static void a_region_that_was_refused_leaves_nothing_registered(void **state)
+{
+	struct libuffd_region r;
+	int ret, tries = 0;
+	uint64_t id;
+
+	if (UNDER_SANITIZER)
+		SKIP("no-sanitizer", "calloc is the sanitizer's");
+	/* Here a list for signal handlers wants memory, too. */
+	stage_up(state, 2, MISSING, LIBUFFD_FEATURE_SIGBUS);
+	stage.v = uffd_with(mem_features(stage.m.kind, MISSING));
+	r = region_of(&stage.m, zero_source());
+	do {
+		callocs_left = tries++;
+		ret = libuffd_server_add_region(stage.s, &r, &id);
+		callocs_left = -1;
+		if (ret == 0)
+			break;
+		assert_int_equal(ret, -ENOMEM);
+		/* Another can have it. */
+		mem_register(stage.v, &stage.m, MISSING);
+		assert_int_equal(libuffd_unregister(stage.v, stage.m.start, stage.m.len), 0);
+	} while (tries < 100);
+	assert_in_range(tries, 3, 99);
+	assert_int_equal(libuffd_register(stage.v, stage.m.start, stage.m.len, MISSING, NULL),
+			 -EBUSY);
+}
+
 /* ---- A server that would wait for itself ---------------------------------------------------------------- */
 
 static struct libuffd_source *source_in(const struct mem *m)
@@ -1099,6 +1147,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(memory_of_another_userfaultfd_is_not_served),
 	OF_ENGINES(the_server_does_not_wait_for_itself, MEM_ANON),
 	OF_ENGINES(a_space_that_has_failed_takes_no_region, MEM_ANON),
+	OF_ENGINES(a_region_that_was_refused_leaves_nothing_registered, MEM_ANON),
 	OF_ALL(a_source_is_not_registered_with_its_server),
 	OF_ENGINES(a_source_is_not_registered_with_another_of_its_server, MEM_ANON),
 	OF_ENGINES(what_is_only_protected_may_be_a_source, MEM_ANON),
