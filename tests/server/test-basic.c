@@ -5,7 +5,15 @@
 
 #include <sys/epoll.h>
 #include <sys/pidfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup 425
+#endif
 
 /* ---- Who turns it ---------------------------------------------------------------------------------- */
 
@@ -65,6 +73,137 @@ static void own_threads_serve_whoever_comes(void **state)
 	libuffd_server_stop(stage.s);
 	assert_int_equal(libuffd_server_run(stage.s), 0);
 }
+
+/* ---- Which engine it takes --------------------------------------------------------------------------- */
+
+/* What the kernel says to whoever wants a ring: 0 or -errno. */
+static int ring_is_refused(void)
+{
+	uint64_t params[32] = { 0 };
+	int fd = (int)syscall(SYS_io_uring_setup, 1, params);
+
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return 0;
+}
+
+static int new_server(uint32_t engine, unsigned int threads, struct libuffd_server **s)
+{
+	struct libuffd_server_opts o = LIBUFFD_SERVER_OPTS_INIT;
+
+	o.engine = engine;
+	o.threads = threads;
+	o.notice = stage_note;
+	return libuffd_server_new(&o, s);
+}
+
+/* As this machine has it: in one guest of the matrix io_uring is forbidden. */
+static void the_engine_is_a_ring_where_there_are_rings(void **state)
+{
+	int refused = ring_is_refused(), ret;
+
+	(void)state;
+	ret = new_server(LIBUFFD_ENGINE_URING, 0, &stage.s);
+	/* A kernel before 5.10 has rings that lack what it takes. */
+	if (refused || ret != -EOPNOTSUPP)
+		assert_int_equal(ret, refused);
+	if (ret < 0)
+		assert_null(stage.s);
+	else
+		assert_int_equal(libuffd_server_engine(stage.s), LIBUFFD_ENGINE_URING);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	assert_int_equal(new_server(LIBUFFD_ENGINE_AUTO, 0, &stage.s), 0);
+	assert_int_equal(libuffd_server_engine(stage.s),
+			 ret < 0 ? LIBUFFD_ENGINE_POLL : LIBUFFD_ENGINE_URING);
+	printf("# engine: auto, which is %s\n",
+	       libuffd_engine_name((uint32_t)libuffd_server_engine(stage.s)));
+
+	mem_map(&stage.m, MEM_ANON, 4);
+	stage.data = page_of(&stage.m, 4, 0);
+	pattern(stage.data, stage.m.len, 1);
+	stage.u = uffd_with(0);
+	stage_attach();
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
+/* A system call that a filter answers with @error, for this thread and those that it starts. */
+static bool forbid(unsigned int nr, unsigned int error)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { ARRAY_SIZE(code), code };
+
+	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
+	       !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+enum { SERVED, NO_FILTER, WRONG_ERROR, NO_SERVER, WRONG_ENGINE, NO_SPACE, WRONG_BYTES };
+
+/* In a child, where no assertion may be made: its exit status. */
+static int serve_without_rings(unsigned int error)
+{
+	struct libuffd_server *s = NULL;
+	struct libuffd_region r;
+
+	if (!forbid(SYS_io_uring_setup, error))
+		return NO_FILTER;
+	if (new_server(LIBUFFD_ENGINE_URING, 0, &s) != -(int)error || s)
+		return WRONG_ERROR;
+	if (new_server(LIBUFFD_ENGINE_AUTO, 1, &s))
+		return NO_SERVER;
+	if (libuffd_server_engine(s) != LIBUFFD_ENGINE_POLL)
+		return WRONG_ENGINE;
+	if (libuffd_server_attach(s, stage.u, NULL, &stage.space))
+		return NO_SPACE;
+	r = region_of(&stage.m, stage.source[0]);
+	if (libuffd_server_add_region(s, &r, &stage.space) || libuffd_server_start(s))
+		return NO_SPACE;
+	if (first_difference(stage.m.addr, stage.data, stage.m.len) != stage.m.len)
+		return WRONG_BYTES;
+	libuffd_server_free(s);
+	return SERVED;
+}
+
+static void without_rings_it_is_the_other_one(void **state)
+{
+	int status;
+
+	mem_map(&stage.m, MEM_ANON, 4);
+	stage.data = page_of(&stage.m, 4, 0);
+	pattern(stage.data, stage.m.len, 1);
+	memory_source();
+	fflush(stdout);
+	stage.child = fork();
+	assert_true(stage.child >= 0);
+	if (!stage.child) {
+		struct libuffd_open_opts o = LIBUFFD_OPEN_OPTS_INIT;
+
+		/* A userfaultfd is about the memory of whoever opened it. */
+		o.flags = LIBUFFD_OPEN_USER_MODE_OK;
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(libuffd_open(&o, &stage.u)
+			      ? NO_SPACE
+			      : serve_without_rings((unsigned int)(uintptr_t)*state));
+	}
+	status = child_status();
+	if (status == NO_FILTER)
+		SKIP("seccomp", "a filter of system calls cannot be installed");
+	assert_int_equal(status, SERVED);
+}
+
+#define FORBIDDEN_BY(error)                                                                     \
+	{                                                                                       \
+		"without_rings_it_is_the_other_one/" #error, without_rings_it_is_the_other_one, \
+			NULL, stage_down, (void *)(uintptr_t)(error)                            \
+	}
 
 /* ---- Where the bytes come from ----------------------------------------------------------------------- */
 
@@ -1314,6 +1453,9 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(stepping_by_hand_serves_every_page),
 	OF_ALL(a_running_server_serves_until_it_is_stopped),
 	OF_ALL(own_threads_serve_whoever_comes),
+	cmocka_unit_test_teardown(the_engine_is_a_ring_where_there_are_rings, stage_down),
+	FORBIDDEN_BY(EPERM),
+	FORBIDDEN_BY(ENOSYS),
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_MEMORY),
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_FILE),
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_FILE_WITH_TAIL),
