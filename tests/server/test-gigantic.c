@@ -579,21 +579,37 @@ static void wrong_sizes_are_refused(void **state)
 	assert_int_equal(libuffd_server_add_region(stage.s, &r, &region), -EINVAL);
 }
 
+/* What takes an emulated machine least: in every run of the matrix. Of each kind of answer there is one. */
 static const struct CMUnitTest tests[] = {
+	OF_ENGINES(a_custom_source_is_asked_for_a_whole_page, MEM_HUGETLB_PRIVATE),
+	OF_ENGINES(what_is_in_the_file_is_mapped_as_it_is, MEM_HUGETLB_SHARED),
+	OF_ENGINES(wrong_sizes_are_refused, MEM_HUGETLB_PRIVATE),
+};
+
+/* test-gigantic-long.c makes a program of these. */
+static const struct CMUnitTest long_tests[] = {
 	OF_ENGINES_WITH(a_page_is_one_page_in_every_count, MEM_HUGETLB_PRIVATE, 1),
 	OF_ENGINES_WITH(a_page_is_one_page_in_every_count, MEM_HUGETLB_PRIVATE, 2),
 	OF_ENGINES(zeros_are_filled_in_without_a_fault, MEM_HUGETLB_PRIVATE),
 	OF_ENGINES_WITH(a_file_gives_a_whole_page, MEM_HUGETLB_PRIVATE, SPARSE),
 	OF_ENGINES_WITH(a_file_gives_a_whole_page, MEM_HUGETLB_PRIVATE, DENSE),
-	OF_ENGINES(a_custom_source_is_asked_for_a_whole_page, MEM_HUGETLB_PRIVATE),
-	OF_ENGINES(what_is_in_the_file_is_mapped_as_it_is, MEM_HUGETLB_SHARED),
 	OF_ENGINES_WITH(a_page_is_filled_through_its_alias, MEM_HUGETLB_SHARED, false),
 	OF_ENGINES_WITH(a_page_is_filled_through_its_alias, MEM_HUGETLB_SHARED, true),
 	OF_ENGINES(a_page_goes_as_a_whole_or_not_at_all, MEM_HUGETLB_PRIVATE),
 	OF_ENGINES(a_page_goes_as_a_whole_or_not_at_all, MEM_HUGETLB_SHARED),
 	OF_ENGINES_WITH(a_write_is_told_of_the_page_as_a_whole, MEM_HUGETLB_PRIVATE, 0),
 	OF_ENGINES_WITH(a_write_is_told_of_the_page_as_a_whole, MEM_HUGETLB_PRIVATE, 1),
-	OF_ENGINES(wrong_sizes_are_refused, MEM_HUGETLB_PRIVATE),
 };
 
-KERNEL_MAIN("server-gigantic", tests, reserve_gigantic_pages, give_back)
+#ifndef LONG
+#define LONG 0
+#endif
+
+int main(int argc, char **argv)
+{
+	if (LONG)
+		return run_kernel_tests(argc, argv, "server-gigantic-long", long_tests,
+					ARRAY_SIZE(long_tests), reserve_gigantic_pages, give_back);
+	return run_kernel_tests(argc, argv, "server-gigantic", tests, ARRAY_SIZE(tests),
+				reserve_gigantic_pages, give_back);
+}
