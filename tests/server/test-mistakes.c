@@ -8,8 +8,12 @@
  */
 #include "server.h"
 
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define EVENT_FORK LIBUFFD_FEATURE_EVENT_FORK
@@ -900,6 +904,102 @@ static void a_late_answer_goes_to_a_recycled_descriptor(void **state)
 	answer_right(f, 1);
 }
 
+/* ---- 10: ways in ----------------------------------------------------------------------------- */
+
+/* One that sees faults of user mode alone: what some take by default, since everybody may have it. */
+static struct libuffd *user_mode_only(void)
+{
+	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
+	struct libuffd *u = NULL;
+	int ret;
+
+	opts.flags = LIBUFFD_OPEN_USER_MODE_ONLY;
+	ret = libuffd_open(&opts, &u);
+	if (ret == -EINVAL)
+		SKIP("user-mode", "this kernel knows no user mode of it (before 5.11)");
+	assert_int_equal(ret, 0);
+	return u;
+}
+
+/* Have the kernel touch the memory, as it does for a virtual CPU: 0, or its errno. */
+static int kernel_reads(const void *at, size_t len)
+{
+	ssize_t n;
+	int fd = memfd_create("libuffd-kernel-reads", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	n = write(fd, at, len);
+	if (n == (ssize_t)len) {
+		unsigned char *got = malloc(len);
+
+		assert_non_null(got);
+		assert_int_equal(pread(fd, got, len, 0), (ssize_t)len);
+		assert_memory_equal(got, stage.data, len);
+		free(got);
+	}
+	close(fd);
+	return n < 0 ? errno : 0;
+}
+
+static void faults_of_the_kernel_die_in_user_mode(void **state)
+{
+	requires_kernel_faults();
+	mem_map(&stage.m, stage_kind(state), 2);
+	stage.data = page_of(&stage.m, 2, 0);
+	stage.u = user_mode_only();
+	mem_register(stage.u, &stage.m, MISSING);
+	assert_int_equal(kernel_reads(stage.m.addr, stage.m.page), EFAULT);
+	/* Nobody was asked. */
+	expect_no_event(stage.u);
+	naive_down();
+
+	stage_up(state, 2, MISSING, 0);
+	assert_int_not_equal(libuffd_way(stage.u), LIBUFFD_WAY_USER_MODE);
+	add_memory_region();
+	turn_server();
+	assert_int_equal(kernel_reads(stage.m.addr, stage.m.len), 0);
+}
+
+/* As somebody to whom the device is closed, whatever else he may. */
+static int open_as_nobody(uint32_t flags, struct libuffd **u)
+{
+	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
+	int before = setfsuid(65534), ret;
+
+	opts.flags = flags;
+	ret = libuffd_open(&opts, u);
+	setfsuid((uid_t)before);
+	/* Whoever was somebody else for a moment is not open to others any more, a leak checker among them. */
+	prctl(PR_SET_DUMPABLE, 1);
+	return ret;
+}
+
+/* "It is there, so it is the way in." */
+static void a_closed_device_is_taken_for_a_refusal(void **state)
+{
+	int ret;
+
+	requires_syscall();
+	ret = open_as_nobody(LIBUFFD_OPEN_NO_SYSCALL, &stage.u);
+	if (ret == -ENOENT)
+		SKIP("device", "no /dev/userfaultfd (before 6.1)");
+	if (ret == 0)
+		SKIP("closed-device", "everybody may open this machine's /dev/userfaultfd");
+	assert_int_equal(ret, -EACCES);
+	assert_null(stage.u);
+
+	mem_map(&stage.m, stage_kind(state), 2);
+	stage.data = page_of(&stage.m, 2, 0);
+	pattern(stage.data, stage.m.len, 1);
+	assert_int_equal(open_as_nobody(0, &stage.u), 0);
+	assert_int_equal(libuffd_way(stage.u), LIBUFFD_WAY_SYSCALL);
+	server_up(state);
+	stage_attach();
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
 /* ---- 11: poll and read ----------------------------------------------------------------------- */
 
 static struct libuffd_source *for_both;
@@ -1000,7 +1100,109 @@ static void a_blocking_descriptor_keeps_the_loop_spinning(void **state)
 	assert_int_equal(f->byte, stage.data[0]);
 }
 
-/* ---- 12: children's descriptors -------------------------------------------------------------- */
+/* ---- 12: descriptors -------------------------------------------------------------------------- */
+
+/* An array that was made with a length, and then appended to: its first descriptor is number 0. */
+static void naive_send(int sock, int fd)
+{
+	union {
+		char buf[CMSG_SPACE(2 * sizeof(int))];
+		struct cmsghdr align;
+	} control = { .buf = { 0 } };
+	struct iovec iov = { (char *)"u", 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.buf,
+			      .msg_controllen = sizeof(control.buf) };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+	int fds[2] = { 0, fd };
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(c), fds, sizeof(fds));
+	assert_int_equal(sendmsg(sock, &msg, 0), 1);
+}
+
+/* The first descriptor of a message, of which there are @n. */
+static int naive_receive(int sock, size_t *n, int *other)
+{
+	union {
+		char buf[CMSG_SPACE(2 * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	char byte;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.buf,
+			      .msg_controllen = sizeof(control.buf) };
+	int fds[2] = { -1, -1 };
+	struct cmsghdr *c;
+
+	assert_int_equal(recvmsg(sock, &msg, MSG_CMSG_CLOEXEC), 1);
+	c = CMSG_FIRSTHDR(&msg);
+	assert_non_null(c);
+	*n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	assert_in_range(*n, 1, 2);
+	memcpy(fds, CMSG_DATA(c), *n * sizeof(int));
+	*other = fds[1];
+	return fds[0];
+}
+
+static bool is_stdin(int fd)
+{
+	struct stat a, b;
+
+	assert_int_equal(fstat(fd, &a), 0);
+	assert_int_equal(fstat(0, &b), 0);
+	return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+static void standard_input_goes_along(void **state)
+{
+	struct libuffd *got = NULL;
+	int sock[2], before, first, second;
+	size_t n, len;
+	char byte;
+
+	assert_true(fcntl(0, F_GETFD) >= 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock), 0);
+	naive_up(state, 1, MISSING, 0);
+	naive_send(sock[0], libuffd_fd(stage.u));
+	first = naive_receive(sock[1], &n, &second);
+	assert_int_equal(n, 2);
+	/* Whoever takes the first for the userfaultfd reads what this process would. */
+	assert_true(is_stdin(first));
+	close(first);
+	close(second);
+	/* The library takes no such message, and keeps nothing of it. */
+	before = count_fds();
+	naive_send(sock[0], libuffd_fd(stage.u));
+	assert_int_equal(libuffd_recv(sock[1], &byte, 1, &len, &got), -EBADMSG);
+	assert_null(got);
+	assert_int_equal(count_fds(), before);
+	naive_down();
+
+	/* What it sends is served by whoever receives it, and it is all that he gets. */
+	stage_up(state, 2, MISSING, 0);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	before = count_fds();
+	assert_int_equal(libuffd_send(sock[0], stage.u, "u", 1), 0);
+	first = naive_receive(sock[1], &n, &second);
+	assert_int_equal(n, 1);
+	assert_false(is_stdin(first));
+	close(first);
+	assert_int_equal(libuffd_send(sock[0], stage.u, "u", 1), 0);
+	assert_int_equal(libuffd_recv(sock[1], &byte, 1, &len, &stage.v), 0);
+	assert_int_equal(count_fds(), before + 1);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &stage.space), 0);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	close(sock[0]);
+	close(sock[1]);
+}
 
 static void descriptors_of_children_leak(void **state)
 {
@@ -1106,7 +1308,6 @@ static void naive_serve_from(int fd, unsigned char *buf, size_t page)
 	join_faulter(f);
 }
 
-/* Lengths of 32 bits, the other half of this mistake, would take more memory than a test may have. */
 static void a_short_read_lets_old_bytes_in(void **state)
 {
 	struct libuffd_source *src = NULL;
@@ -1193,6 +1394,107 @@ static void what_was_cut_off_is_taken_for_a_hole(void **state)
 	close(fd);
 	assert_int_equal(touch(mem_page(&stage.m, 2), false, NULL), SIGBUS);
 	assert_int_equal(wait_notice(LIBUFFD_NOTICE_ERROR, 0).error, -EIO);
+}
+
+/* Addresses are plenty, and what nobody touches takes no memory: pages on both sides of each border of 32 bits. */
+#define LONG_LEN ((UINT64_C(4) << 30) + (UINT64_C(64) << 10))
+
+static const uint64_t beyond[] = { UINT64_C(2) << 30, UINT64_C(4) << 30 };
+
+static unsigned char *long_page(uint64_t at)
+{
+	return (unsigned char *)(uintptr_t)(stage.m.start + at);
+}
+
+static void map_long(void)
+{
+	void *p;
+
+	memset(&stage.m, 0, sizeof(stage.m));
+	stage.m.kind = MEM_ANON;
+	stage.m.page = page_size();
+	stage.m.len = (size_t)LONG_LEN;
+	stage.m.memfd = -1;
+	p = mmap(NULL, stage.m.len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_ptr_not_equal(p, MAP_FAILED);
+	stage.m.addr = p;
+	stage.m.start = (uintptr_t)p;
+}
+
+/* What a page has at its offset, also in the file: the offset itself, over and over. */
+static void write_long(int fd, uint64_t at)
+{
+	uint64_t *words = malloc(stage.m.page);
+
+	assert_non_null(words);
+	for (size_t i = 0; i < stage.m.page / sizeof(*words); i++)
+		words[i] = at + 1;
+	assert_int_equal(pwrite(fd, words, stage.m.page, (off_t)at), (ssize_t)stage.m.page);
+	free(words);
+}
+
+static void expect_long(uint64_t at)
+{
+	const volatile uint64_t *words = (const volatile uint64_t *)(const void *)long_page(at);
+
+	for (size_t i = 0; i < stage.m.page / sizeof(*words); i++)
+		assert_true(words[i] == at + 1);
+}
+
+static int naive_register(uint64_t start, uint32_t len)
+{
+	return libuffd_register(stage.u, start, len, MISSING, NULL);
+}
+
+static void a_length_of_32_bits_leaves_the_rest_unserved(void **state)
+{
+	struct libuffd_source *src = NULL;
+	struct libuffd_region r;
+	uint64_t page, region;
+	int fd;
+
+	if (sizeof(size_t) < 8)
+		SKIP("64-bit", "more than 4 GiB of addresses");
+	map_long();
+	page = stage.m.page;
+	stage.u = uffd_with(0);
+	/* It is registered, "all of it". */
+	assert_int_equal(naive_register(stage.m.start, (uint32_t)stage.m.len), 0);
+	assert_int_equal(touch(long_page(beyond[0]), false, NULL), 0);
+	assert_int_equal(peek(long_page(beyond[0])), 0);
+	expect_no_event(stage.u);
+	naive_down();
+
+	map_long();
+	server_up(state);
+	stage.u = uffd_with(0);
+	stage_attach();
+	fd = memfd_create("libuffd-source", MFD_CLOEXEC);
+	assert_true(fd >= 0);
+	for (size_t i = 0; i < ARRAY_SIZE(beyond); i++)
+		for (uint64_t at = beyond[i] - 2 * page; at < beyond[i] + 2 * page; at += page)
+			write_long(fd, at);
+	write_long(fd, LONG_LEN - page);
+	assert_int_equal(libuffd_source_file(fd, &src), 0);
+	close(fd);
+	r = region_of(&stage.m, keep(src));
+	region = add_region(&r);
+	assert_int_equal(stats_of(region).pages, LONG_LEN / page);
+	turn_server();
+	for (size_t i = 0; i < ARRAY_SIZE(beyond); i++) {
+		expect_long(beyond[i] - page);
+		expect_long(beyond[i]);
+		/* The rest by one range that reaches over the border, and as it is there already. */
+		assert_int_equal(
+			libuffd_server_prefetch(stage.s, region, beyond[i] - 2 * page, 4 * page),
+			0);
+		expect_long(beyond[i] - 2 * page);
+		expect_long(beyond[i] + page);
+	}
+	expect_long(LONG_LEN - page);
+	assert_true(is_zero(stage.m.addr, page));
+	assert_int_equal(final_stats(region).failed, 0);
 }
 
 /* ---- 14: mappings ---------------------------------------------------------------------------- */
@@ -1342,6 +1644,95 @@ static void what_a_newer_kernel_says_is_taken_for_an_error(void **state)
 	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
 }
 
+/* ---- And features and calls that are newer ---- */
+
+#define NEWER_BIT (UINT64_C(1) << 52)
+#define ASK_API _IOWR(0xAA, 0x3F, uint64_t[3])
+#define ASK_REGISTER _IOWR(0xAA, 0x00, uint64_t[4])
+
+static atomic_bool newer_kernel;
+
+/* In front of libc's, for the library too: a kernel that offers more than this one does. */
+int ioctl(int fd, unsigned long request, ...)
+{
+	uint64_t *words;
+	va_list args;
+	int ret;
+
+	va_start(args, request);
+	words = va_arg(args, uint64_t *);
+	va_end(args);
+	ret = (int)syscall(SYS_ioctl, fd, request, words);
+	if (ret || !atomic_load(&newer_kernel))
+		return ret;
+	if (request == ASK_API) {
+		words[1] |= NEWER_BIT; /* features */
+		words[2] |= NEWER_BIT; /* ioctls of the descriptor */
+	} else if (request == ASK_REGISTER) {
+		words[3] |= NEWER_BIT; /* ioctls of the range */
+	}
+	return ret;
+}
+
+/* "Every bit has a name": as a type of known flags has it, which cannot be made from others. */
+static bool naive_knows(uint64_t bits, uint64_t known)
+{
+	return !(bits & ~known);
+}
+
+static int naive_open_newer(int fd)
+{
+	uint64_t api[3] = { 0xAA, 0, 0 };
+
+	assert_int_equal(ioctl(fd, ASK_API, api), 0);
+	return naive_knows(api[1], NEWER_BIT - 1) && naive_knows(api[2], ~NEWER_BIT) ? 0 : -EINVAL;
+}
+
+static int naive_register_newer(void)
+{
+	uint64_t ioctls = 0;
+	int ret = libuffd_register(stage.u, stage.m.start, stage.m.len, MISSING, &ioctls);
+
+	assert_int_equal(ret, 0);
+	assert_true(ioctls & NEWER_BIT);
+	return naive_knows(ioctls, ~NEWER_BIT) ? 0 : -EINVAL;
+}
+
+static int mistake_newer_down(void **state)
+{
+	atomic_store(&newer_kernel, false);
+	return mistake_down(state);
+}
+
+#define MISTAKE_NEWER(engine)                                                             \
+	{                                                                                 \
+		"what_a_newer_kernel_offers_is_taken_for_an_error/" #engine "/MEM_ANON",  \
+			what_a_newer_kernel_offers_is_taken_for_an_error, NULL,           \
+			mistake_newer_down, (void *)(uintptr_t)(MEM_ANON | (engine) << 4) \
+	}
+
+static void what_a_newer_kernel_offers_is_taken_for_an_error(void **state)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	/* What everybody may have came with 5.11. */
+	if (fd < 0)
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
+	assert_true(fd >= 0);
+	atomic_store(&newer_kernel, true);
+	assert_int_equal(naive_open_newer(fd), -EINVAL);
+	close(fd);
+	naive_up(state, 1, MISSING, 0);
+	assert_int_equal(naive_register_newer(), -EINVAL);
+	naive_down();
+
+	stage_up(state, 2, MISSING, 0);
+	add_memory_region();
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+}
+
 static const struct CMUnitTest tests[] = {
 	MISTAKE_OF(a_refusal_is_taken_for_progress, MEM_ANON),
 	MISTAKE_OF(a_refusal_is_taken_for_progress, MEM_SHMEM_SHARED),
@@ -1364,17 +1755,24 @@ static const struct CMUnitTest tests[] = {
 	MISTAKE_OF_WITH(an_error_turns_into_zeros, MEM_SHMEM_SHARED, POISON),
 	MISTAKE_OF_WITH(an_error_turns_into_zeros, MEM_SHMEM_SHARED, FAIL),
 	MISTAKE_OF(a_late_answer_goes_to_a_recycled_descriptor, MEM_ANON),
+	MISTAKE_OF(faults_of_the_kernel_die_in_user_mode, MEM_ANON),
+	MISTAKE_OF(faults_of_the_kernel_die_in_user_mode, MEM_SHMEM_SHARED),
+	MISTAKE_OF(a_closed_device_is_taken_for_a_refusal, MEM_ANON),
 	MISTAKE_OF(a_message_that_has_gone_ends_the_handler, MEM_ANON),
 	MISTAKE_OF(a_blocking_descriptor_keeps_the_loop_spinning, MEM_ANON),
+	MISTAKE_OF(standard_input_goes_along, MEM_ANON),
 	MISTAKE_OF(descriptors_of_children_leak, MEM_ANON),
 	MISTAKE_OF_WITH(a_descriptor_of_a_fork_that_nobody_saw_leaks, MEM_ANON, FREED),
 	MISTAKE_OF_WITH(a_descriptor_of_a_fork_that_nobody_saw_leaks, MEM_ANON, DETACHED),
 	MISTAKE_OF(a_short_read_lets_old_bytes_in, MEM_ANON),
 	MISTAKE_OF(what_was_cut_off_is_taken_for_a_hole, MEM_ANON),
+	MISTAKE_OF(a_length_of_32_bits_leaves_the_rest_unserved, MEM_ANON),
 	MISTAKE_OF_WITH(registering_by_pieces_splits_the_mapping, MEM_ANON, ONCE),
 	MISTAKE_OF_WITH(registering_by_pieces_splits_the_mapping, MEM_ANON, EACH),
 	MISTAKE_OF_WITH(registering_by_pieces_splits_the_mapping, MEM_SHMEM_SHARED, ONCE),
 	MISTAKE_OF(what_a_newer_kernel_says_is_taken_for_an_error, MEM_ANON),
+	MISTAKE_NEWER(URING),
+	MISTAKE_NEWER(POLL),
 };
 
 KERNEL_MAIN("server-mistakes", tests, reserve_huge_pages, NULL)
