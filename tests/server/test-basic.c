@@ -381,6 +381,75 @@ static void each_source_gives_exactly_its_bytes(void **state)
 	assert_int_equal(stats_of(region).bytes, stage.m.len);
 }
 
+/* ---- Several loops of one space ------------------------------------------------------------------------ */
+
+#define TOUCHERS 16
+
+/* Each looks at every byte, in an order of its own. */
+struct toucher {
+	pthread_t thread;
+	size_t first, stride, wrong;
+};
+
+static void *touch_all(void *arg)
+{
+	struct toucher *t = arg;
+	size_t pages = stage.m.len / stage.m.page;
+
+	for (size_t i = 0; i < pages; i++) {
+		size_t n = (t->first + i * t->stride) % pages;
+
+		t->wrong += first_difference(mem_page(&stage.m, n), data_page(n), stage.m.page) !=
+			    stage.m.page;
+	}
+	return NULL;
+}
+
+/* With no event of its layout a space is read by all loops, and any of them may get any fault. */
+static void every_loop_serves_the_same_space(void **state)
+{
+	static const size_t strides[] = { 1, 3, 5, 7, 11, 13, 17, 19 };
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 8 : 512, holes = 0;
+	struct toucher t[TOUCHERS];
+	struct libuffd_region r;
+	struct libuffd_stats st;
+
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 4;
+	stage_up(state, pages, MISSING, 0);
+	if (stage_more(state) == FROM_FILE) {
+		r = region_of(&stage.m, file_source(stage.m.len, true));
+		holes = mem_is_hugetlb(stage_kind(state)) ? 0 : pages / 4;
+	} else {
+		r = region_of(&stage.m, custom_source(fetch_now));
+		the_custom = r.source;
+	}
+	r.window = 4 * stage.m.page;
+	add_region(&r);
+	turn_server();
+	for (size_t i = 0; i < TOUCHERS; i++) {
+		/* A number of pages that is a power of two has no divisor among the strides. */
+		t[i] = (struct toucher){ .first = i * pages / TOUCHERS,
+					 .stride = strides[i % ARRAY_SIZE(strides)] };
+		assert_int_equal(pthread_create(&t[i].thread, NULL, touch_all, &t[i]), 0);
+	}
+	for (size_t i = 0; i < TOUCHERS; i++)
+		pthread_join(t[i].thread, NULL);
+	for (size_t i = 0; i < TOUCHERS; i++)
+		assert_int_equal(t[i].wrong, 0);
+	wait_notice(LIBUFFD_NOTICE_COMPLETE, 0);
+	st = final_stats(0);
+	assert_int_equal(st.pages_present, pages);
+	/* A page of zeros that was there already is counted once more; the kernel does not say so at once. */
+	assert_int_equal(st.installed - st.zeros, pages - holes);
+	assert_true(st.zeros >= holes);
+	assert_int_equal(st.failed, 0);
+	assert_int_equal(st.in_flight, 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_COMPLETE), 1);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+}
+
 /* ---- What cannot be had --------------------------------------------------------------------------------- */
 
 static void fetch_poison(void *ctx, const struct libuffd_request *req)
@@ -1492,6 +1561,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, true),
 	OF_ALL(a_fill_at_a_rate_comes_to_its_end),
 	OF_ALL(a_complete_region_can_be_let_go),
+	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_FILE),
+	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_CUSTOM),
 	OF_SMALL(sequences_are_seen_and_fetched_ahead),
 	OF_ENGINES(a_record_brings_the_same_pages_again, MEM_ANON),
 	OF_ALL(the_figures_add_up),
