@@ -986,6 +986,209 @@ static void a_file_that_got_shorter_is_an_error_and_no_zeros(void **state)
 	assert_int_equal(wait_notice(LIBUFFD_NOTICE_ERROR, 0).error, -EIO);
 }
 
+static int file_of_data(char *name)
+{
+	int fd = mkostemp(name, O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, stage.data, stage.m.len), (ssize_t)stage.m.len);
+	return fd;
+}
+
+static struct libuffd_source *file_source(int fd)
+{
+	struct libuffd_source *src = NULL;
+
+	assert_int_equal(libuffd_source_file(fd, &src), 0);
+	return keep(src);
+}
+
+/* Another file under its name is another file. */
+static void a_file_that_is_replaced_gives_its_own_bytes(void **state)
+{
+	char name[] = "/tmp/libuffd-server-XXXXXX", newer[] = "/tmp/libuffd-server-XXXXXX";
+	struct libuffd_region r;
+	int fd, other;
+
+	stage_up(state, 4, MISSING, 0);
+	fd = file_of_data(name);
+	r = region_of(&stage.m, file_source(fd));
+	close(fd);
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	other = mkostemp(newer, O_CLOEXEC);
+	assert_true(other >= 0);
+	assert_int_equal(write(other, "other", 5), 5);
+	close(other);
+	assert_int_equal(rename(newer, name), 0);
+	expect_bytes(mem_page(&stage.m, 1), data_page(1), stage.m.page);
+	assert_int_equal(unlink(name), 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+}
+
+/* It must not be. What is there stays, what comes is what the file has by then, and nobody is harmed. */
+static void a_file_that_is_overwritten_gives_what_it_has(void **state)
+{
+	char name[] = "/tmp/libuffd-server-XXXXXX";
+	struct libuffd_region r;
+	unsigned char *newer;
+	int fd;
+
+	stage_up(state, 4, MISSING, 0);
+	newer = page_of(&stage.m, 4, 0);
+	pattern(newer, stage.m.len, 2);
+	fd = file_of_data(name);
+	unlink(name);
+	r = region_of(&stage.m, file_source(fd));
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	assert_int_equal(pwrite(fd, newer, stage.m.len, 0), (ssize_t)stage.m.len);
+	expect_bytes(mem_page(&stage.m, 1), newer + stage.m.page, stage.m.page);
+	assert_int_equal(pwrite(fd, stage.data, stage.m.len, 0), (ssize_t)stage.m.len);
+	close(fd);
+	expect_bytes(mem_page(&stage.m, 2), data_page(2), 2 * stage.m.page);
+	expect_bytes(mem_page(&stage.m, 1), newer + stage.m.page, stage.m.page);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+	free(newer);
+}
+
+static void fetch_nothing(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	libuffd_source_complete(stage.source[0], req->id, -ENODATA, 0);
+}
+
+static struct libuffd_source *chain_of(struct libuffd_source *newest, struct libuffd_source *oldest)
+{
+	struct libuffd_source *part[2] = { newest, oldest }, *src = NULL;
+
+	assert_int_equal(libuffd_source_chain(part, 2, &src), 0);
+	return keep(src);
+}
+
+static void expect_error_at(size_t page, size_t nth, int error)
+{
+	struct libuffd_notice n;
+
+	assert_int_equal(touch(mem_page(&stage.m, page) + 1, false, NULL), SIGBUS);
+	n = wait_notice(LIBUFFD_NOTICE_ERROR, nth);
+	assert_int_equal(n.error, error);
+	assert_int_equal(n.address, mem_at(&stage.m, page));
+	assert_int_equal(n.done, LIBUFFD_DONE_POISONED);
+}
+
+/* What the newest should have had is not looked for in an older one, whose bytes are out of date. */
+static void a_failing_part_of_a_chain_is_not_passed_over(void **state)
+{
+	char name[] = "/tmp/libuffd-server-XXXXXX";
+	struct libuffd_source *failing, *file;
+	struct libuffd_region r;
+	int fd;
+
+	stage_up(state, 4, MISSING, LIBUFFD_FEATURE_POISON);
+	failing = custom_source(fetch_nothing);
+	fd = file_of_data(name);
+	unlink(name);
+	file = file_source(fd);
+	/* Page 0 from the file; the hole behind it is the failing one's; the two at the end the file loses. */
+	assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				   (off_t)stage.m.page, (off_t)stage.m.page),
+			 0);
+	r = region_of(&stage.m, chain_of(file, failing));
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	expect_error_at(1, 0, -ENODATA);
+	assert_int_equal(ftruncate(fd, (off_t)(2 * stage.m.page)), 0);
+	close(fd);
+	expect_error_at(2, 1, -EIO);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+
+	/* The other way round nothing of the file is seen. */
+	mem_map(&stage.other, stage.m.kind, 1);
+	r = region_of(&stage.other, chain_of(failing, memory_source()));
+	add_region(&r);
+	assert_int_equal(touch(stage.other.addr, false, NULL), SIGBUS);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_ERROR, 2).error, -ENODATA);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+}
+
+/* After stop() a completion is taken as ever; after free() nobody waits for it. */
+static void bytes_that_come_after_the_stop_are_not_lost(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req[2];
+	struct faulter *f[2];
+
+	stage_up(state, 2, MISSING, 0);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	for (size_t i = 0; i < 2; i++) {
+		f[i] = start_faulter(mem_page(&stage.m, i), false, 0);
+		while (asked() < i + 1)
+			step();
+		req[i] = wait_asked(i);
+	}
+	libuffd_server_stop(stage.s);
+	assert_int_equal(complete_right(r.source, &req[0]), 0);
+	assert_int_equal(libuffd_source_complete(r.source, req[0].id, 0, req[0].len), -ESTALE);
+	/* Nobody turns it. */
+	assert_int_equal(libuffd_server_step(stage.s, 0), -ESHUTDOWN);
+	assert_false(atomic_load(&f[0]->done));
+	while (!atomic_load(&f[0]->done))
+		assert_int_equal(libuffd_server_drain(stage.s, 1000000), -ETIMEDOUT);
+	join_faulter(f[0]);
+	assert_int_equal(f[0]->byte, stage.data[0]);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	assert_int_equal(complete_right(r.source, &req[1]), -ESTALE);
+	assert_false(atomic_load(&f[1]->done));
+	assert_int_equal(copy_settled(stage.u, mem_at(&stage.m, 1), data_page(1), stage.m.page), 0);
+	join_faulter(f[1]);
+	assert_int_equal(f[1]->byte, data_page(1)[0]);
+}
+
+/* With threads of its own nobody can turn it any more: the request is open until free(), which closes it. */
+static void bytes_that_come_when_the_threads_end_harm_nobody(void **state)
+{
+	struct libuffd_region r;
+	struct libuffd_request req[2];
+	struct faulter *f[2];
+
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 2;
+	stage_up(state, 2, MISSING, 0);
+	r = region_of(&stage.m, custom_source(ask_later));
+	add_region(&r);
+	turn_server();
+	for (size_t i = 0; i < 2; i++) {
+		f[i] = start_faulter(mem_page(&stage.m, i), false, 0);
+		req[i] = wait_asked(i);
+	}
+	libuffd_server_stop(stage.s);
+	assert_int_equal(libuffd_server_run(stage.s), 0);
+	assert_int_equal(complete_right(r.source, &req[0]), 0);
+	assert_int_equal(libuffd_source_complete(r.source, req[0].id, 0, req[0].len), -ESTALE);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), -ESHUTDOWN);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	assert_int_equal(complete_right(r.source, &req[1]), -ESTALE);
+	for (size_t i = 0; i < 2; i++) {
+		int ret = copy_settled(stage.u, mem_at(&stage.m, i), data_page(i), stage.m.page);
+
+		/* The last thing that a thread does may have been to take the first. */
+		assert_true(ret == 0 || (ret == -EEXIST && i == 0));
+	}
+	for (size_t i = 0; i < 2; i++) {
+		join_faulter(f[i]);
+		assert_int_equal(f[i]->byte, data_page(i)[0]);
+	}
+}
+
 /* ---- Records -------------------------------------------------------------------------------------------------- */
 
 static int file_with(const void *data, size_t len)
@@ -1170,6 +1373,11 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(odd_sources_are_not_made),
 	OF_ALL(requests_are_completed_once_and_in_full),
 	OF_ENGINES(a_file_that_got_shorter_is_an_error_and_no_zeros, MEM_ANON),
+	OF_SMALL(a_file_that_is_replaced_gives_its_own_bytes),
+	OF_SMALL(a_file_that_is_overwritten_gives_what_it_has),
+	OF_SMALL(a_failing_part_of_a_chain_is_not_passed_over),
+	OF_ALL(bytes_that_come_after_the_stop_are_not_lost),
+	OF_ENGINES(bytes_that_come_when_the_threads_end_harm_nobody, MEM_ANON),
 	OF_ENGINES(damaged_records_are_not_used, MEM_ANON),
 	OF_ENGINES(odd_arguments_of_other_calls, MEM_ANON),
 	OF_ENGINES(a_closed_userfaultfd_ends_its_space_only, MEM_ANON),
