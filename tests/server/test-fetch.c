@@ -233,6 +233,13 @@ static void a_fault_overtakes_a_fill_that_is_never_answered(void **state)
 	join_faulter(f);
 	expect_bytes(mem_page(&stage.m, 12), data_page(12), stage.m.page);
 	assert_int_equal(stats_of(0).queued, 0);
+	/* And then it is answered after all. */
+	for (unsigned int i = 0; i < 16; i++) {
+		req = wait_asked(i);
+		if (i != most)
+			assert_int_equal(complete_right(src, &req), 0);
+	}
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 }
 
 /* ---- What is complete is let go of --------------------------------------------------------------------- */

@@ -32,12 +32,12 @@ uint64_t rnd(uint64_t n)
 	return 0;
 }
 
-/* It does nothing by chance, but for reads that are to be held back, and one call that is refused. */
+/* What is likely happens, and nothing else: reads that are held back, and one call that is refused. */
 bool chance(unsigned int percent)
 {
 	if (percent == 2 && w.refuse)
 		return !--w.refuse;
-	return w.held && percent == 60;
+	return percent >= 70 || (w.held && percent == 60);
 }
 
 void broken(const char *fmt, ...)
@@ -168,6 +168,9 @@ static int down(void **state)
 	w.mm->dead = true;
 	w.held = false;
 	libuffd_server_free(w.s);
+	/* Each holds the source until then. */
+	for (unsigned int i = 0; i < w.requests; i++)
+		libuffd_source_complete(w.custom, w.request[i].id, -EIO, 0);
 	libuffd_close(w.mm->u);
 	libuffd_source_unref(w.custom);
 	libuffd_source_unref(w.file);
