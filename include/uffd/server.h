@@ -548,8 +548,13 @@ struct libuffd_stats {
 	uint64_t prefetch_hits;	    /* faults on such on their way; later ones are not seen */
 	uint64_t in_flight, queued; /* now: fetches under way, fetches that wait for their turn */
 	uint64_t waiting;	    /* now: deferred */
-	uint64_t pages, pages_present;	     /* now: of all regions */
-	uint64_t latency_ns, latency_max_ns; /* sum and maximum, arrival to wake, of faults */
+	uint64_t pages, pages_present; /* now: of all regions */
+	/*
+	 * Sum and maximum, from when a fault's message was read until it was woken. Those of one page are counted
+	 * each, the later ones in the bucket of their mean; so is a thread twice whose wait was interrupted, and not
+	 * one whose message another thread of the server's read than that which had its page.
+	 */
+	uint64_t latency_ns, latency_max_ns;
 	uint64_t latency[LIBUFFD_LATENCY_BUCKETS];
 };
 /* clang-format off */

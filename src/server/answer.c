@@ -352,23 +352,24 @@ void srv_check_complete(struct srv_port *port)
  * Whoever waits for these pages was woken, and those whose messages were read in the same batch are
  * among them: what they ask for need not be fetched a second time.
  */
-static void note_answered(struct srv_fetch *f)
+static void note_answered(struct srv_fetch *f, uint64_t now)
 {
 	struct srv_loop *loop = f->loop;
 
 	if (loop->in_batch && loop->nanswered < SRV_MESSAGES)
-		loop->answered[loop->nanswered++] = (struct srv_answered){ f->port->space,
-									   f->address,
-									   srv_fetch_len(f) };
+		loop->answered[loop->nanswered++] = (struct srv_answered){
+			f->port->space, f->address, srv_fetch_len(f), now ? now : srv_now()
+		};
 }
 
 /* The fetch is over, and all of it has its answer. */
 static void finish(struct srv_fetch *f)
 {
-	note_answered(f);
+	uint64_t now = f->waiters ? srv_now() : 0;
 
-	if (f->why == SRV_DEMAND && f->arrived)
-		srv_count_latency(srv_counters_of(f), srv_now() - f->arrived);
+	note_answered(f, now);
+	if (f->waiters)
+		srv_count_latency(srv_counters_of(f), now - f->arrived, f->waiters, f->later);
 	if (f->pages && !f->looked) {
 		space_lock(f);
 		f->complete = becomes_complete(f->pages);
@@ -629,6 +630,9 @@ static void narrow(struct srv_fetch *f)
 	f->first = f->asked;
 	f->n = 1;
 	f->pos = 0;
+	/* Who came later may be among those that ask again. */
+	f->waiters = f->waiters != 0;
+	f->later = 0;
 	space_lock(f);
 	state = srv_pages_get(f->pages, f->asked);
 	space_unlock(f);

@@ -296,8 +296,19 @@ static struct srv_fetch *who_has(const struct srv_loop *loop, const struct srv_p
 	return f;
 }
 
+/* One thread that asks twice, since a signal came between, cannot be told from two. */
+static void wait_for(struct srv_fetch *f, uint64_t arrived)
+{
+	if (!f->waiters++)
+		f->arrived = arrived;
+	else if (arrived > f->arrived)
+		f->later += arrived - f->arrived;
+	srv_fetch_hurry(f);
+}
+
 /* Somebody has come for a page that is on its way. Under the lock. */
-static void judge_pending(struct srv_port *port, struct srv_pages *p, uint64_t i, struct verdict *v)
+static void judge_pending(struct srv_port *port, struct srv_pages *p, uint64_t i, uint64_t arrived,
+			  struct verdict *v)
 {
 	struct srv_fetch *f = who_has(port->loop, p, i);
 
@@ -310,7 +321,7 @@ static void judge_pending(struct srv_port *port, struct srv_pages *p, uint64_t i
 	/* While it was being fetched for nobody. */
 	if (f->why != SRV_DEMAND || f->asked != i)
 		srv_count(p->region->counters, SRV_PREFETCH_HITS, 1);
-	srv_fetch_hurry(f);
+	wait_for(f, arrived);
 }
 
 static void hurry_here(struct srv_loop *loop, struct srv_post *post)
@@ -329,13 +340,14 @@ static void hurry_here(struct srv_loop *loop, struct srv_post *post)
 	for (unsigned int k = 0; k < n; k++) {
 		f = who_has(loop, wanted[k].pages, wanted[k].i);
 		if (f)
-			srv_fetch_hurry(f);
+			wait_for(f, wanted[k].arrived);
 	}
 	srv_port_unref(port);
 }
 
 /* A loop that has something under way for nobody hears of a page that somebody waits for. */
-static void hurry_others(struct srv_port *port, const struct srv_pages *pages, uint64_t i)
+static void hurry_others(struct srv_port *port, const struct srv_pages *pages, uint64_t i,
+			 uint64_t arrived)
 {
 	struct srv_space *sp = port->space;
 
@@ -345,7 +357,7 @@ static void hurry_others(struct srv_port *port, const struct srv_pages *pages, u
 		if (to == port || to->nwanted == SRV_WANTED ||
 		    !(atomic_load(&to->loop->background) || atomic_load(&to->loop->queued)))
 			continue;
-		to->wanted[to->nwanted++] = (struct srv_wanted){ pages, i };
+		to->wanted[to->nwanted++] = (struct srv_wanted){ pages, i, arrived };
 		if (to->hurrying)
 			continue;
 		to->hurrying = true;
@@ -358,15 +370,15 @@ static void hurry_others(struct srv_port *port, const struct srv_pages *pages, u
 }
 
 /* An answer of this batch has woken whoever waits there. */
-static bool was_answered(const struct srv_port *port, uint64_t address)
+static const struct srv_answered *was_answered(const struct srv_port *port, uint64_t address)
 {
 	const struct srv_loop *loop = port->loop;
 
 	for (unsigned int i = 0; i < loop->nanswered; i++)
 		if (loop->answered[i].space == port->space &&
 		    address - loop->answered[i].start < loop->answered[i].len)
-			return true;
-	return false;
+			return &loop->answered[i];
+	return NULL;
 }
 
 /* Under the lock. */
@@ -375,6 +387,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 {
 	struct srv_pages *p = seg->pages;
 	bool minor = fault->flags & LIBUFFD_FAULT_MINOR, told;
+	const struct srv_answered *answered;
 	uint64_t i;
 
 	if (fault->flags & LIBUFFD_FAULT_RWP) {
@@ -397,14 +410,16 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 	told = port->space->features & LIBUFFD_FEATURE_EVENT_REMOVE;
 	switch (srv_pages_get(p, i)) {
 	case SRV_PENDING:
-		judge_pending(port, p, i, v);
+		judge_pending(port, p, i, arrived, v);
 		break;
 	case SRV_REMOVED:
 		v->bare = minor ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_ZERO;
 		break;
 	case SRV_PRESENT:
-		if (was_answered(port, fault->address)) {
+		answered = was_answered(port, fault->address);
+		if (answered) {
 			srv_count(p->region->counters, SRV_DUPLICATES, 1);
+			srv_count_latency(p->region->counters, answered->at - arrived, 1, 0);
 			v->nothing = true;
 		} else if (minor)
 			v->bare = LIBUFFD_ANSWER_CONTINUE;
@@ -488,7 +503,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	if (!seg) {
 		unknown(port, fault, arrived);
 	} else if (wanted) {
-		hurry_others(port, wanted, asked);
+		hurry_others(port, wanted, asked, arrived);
 	} else if (v.lost) {
 		lose_fault(port, start >> shift << shift, UINT64_C(1) << shift);
 	} else if (v.bare) {

@@ -59,6 +59,7 @@ struct srv_fetch *srv_fetch_new(struct srv_port *port, enum srv_why why, uint64_
 	atomic_fetch_add_explicit(&port->refs, 1, memory_order_relaxed);
 	set_why(f, why);
 	f->arrived = arrived;
+	f->waiters = arrived != 0;
 	f->stage = SRV_AT_WORK;
 	f->all_next = loop->all;
 	f->all_prev = &loop->all;
@@ -413,6 +414,14 @@ void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf)
 
 /* ---- Beginning --------------------------------------------------------------------------------- */
 
+/* Nobody waits for this part of it any more. */
+static void has_no_waiters(struct srv_fetch *f)
+{
+	set_why(f, SRV_PREFETCH);
+	f->arrived = f->later = 0;
+	f->waiters = 0;
+}
+
 /* Split off what the source has in another place: a fetch of its own, to be begun next. */
 static void split_rest(struct srv_fetch *f, uint64_t keep)
 {
@@ -421,13 +430,15 @@ static void split_rest(struct srv_fetch *f, uint64_t keep)
 	if (keep >= f->n)
 		return;
 	f->fresh = false;
-	rest = srv_fetch_new(f->port, f->why == SRV_DEMAND ? SRV_PREFETCH : f->why, f->arrived);
+	rest = srv_fetch_new(f->port, f->why == SRV_DEMAND ? SRV_PREFETCH : f->why, 0);
 	if (rest && f->asked >= f->first + keep && f->why == SRV_DEMAND) {
 		/* The page that is waited for is in the other part. */
 		set_why(rest, SRV_DEMAND);
 		rest->asked = f->asked;
-		set_why(f, SRV_PREFETCH);
-		f->arrived = 0;
+		rest->arrived = f->arrived;
+		rest->later = f->later;
+		rest->waiters = f->waiters;
+		has_no_waiters(f);
 	}
 	if (!rest) {
 		/* No memory: these pages come when they are asked for. */
@@ -435,8 +446,7 @@ static void split_rest(struct srv_fetch *f, uint64_t keep)
 		f->n = keep;
 		if (f->asked >= f->first + keep && f->why == SRV_DEMAND) {
 			/* Whoever asked does so again. */
-			set_why(f, SRV_PREFETCH);
-			f->arrived = 0;
+			has_no_waiters(f);
 		}
 		return;
 	}

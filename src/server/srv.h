@@ -277,7 +277,8 @@ static inline void srv_count(struct srv_counters *c, enum srv_counter which, uin
 	srv_add(&c->v[which], n, c->alone);
 }
 
-void srv_count_latency(struct srv_counters *c, uint64_t ns);
+/* @n faults: the first waited for @ns, the others together for @less less than as long each. */
+void srv_count_latency(struct srv_counters *c, uint64_t ns, unsigned int n, uint64_t less);
 /* What was counted so far goes to another: of a region that is no more to its server. */
 void srv_counters_add(struct srv_counters *to, const struct srv_counters *from);
 
@@ -417,7 +418,9 @@ struct srv_fetch {
 	uint64_t first, n;	 /* pages */
 	uint64_t address;	 /* where the first was when last looked */
 	uint64_t asked;		 /* index of the page of the fault, for DEMAND */
-	uint64_t arrived;	 /* ns of CLOCK_MONOTONIC, for DEMAND */
+	uint64_t arrived;	 /* ns of CLOCK_MONOTONIC: of the first fault that waits for it */
+	uint64_t later;		 /* by how much the others came later, all together */
+	unsigned int waiters;	 /* faults that it answers, as far as this loop has read them */
 	enum srv_why why;
 	bool fresh;    /* what was found when its pages were taken is still so */
 	bool looked;   /* whether it was the last of its region */
@@ -503,7 +506,7 @@ void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned i
 
 struct srv_wanted {
 	const struct srv_pages *pages; /* no reference: it is compared only */
-	uint64_t i;
+	uint64_t i, arrived;
 };
 
 struct srv_port {
@@ -680,6 +683,7 @@ void srv_sigbus_free(struct libuffd_server *s);
 struct srv_answered {
 	const struct srv_space *space;
 	uint64_t start, len;
+	uint64_t at; /* when */
 };
 
 struct srv_loop {

@@ -22,12 +22,15 @@ static unsigned int bucket(uint64_t ns)
 	return i;
 }
 
-void srv_count_latency(struct srv_counters *c, uint64_t ns)
+void srv_count_latency(struct srv_counters *c, uint64_t ns, unsigned int n, uint64_t less)
 {
 	uint64_t max = atomic_load_explicit(&c->latency_max_ns, memory_order_relaxed);
+	uint64_t others = (n - 1) * ns - less;
 
 	srv_add(&c->latency[bucket(ns)], 1, c->alone);
-	srv_add(&c->latency_ns, ns, c->alone);
+	if (n > 1)
+		srv_add(&c->latency[bucket(others / (n - 1))], n - 1, c->alone);
+	srv_add(&c->latency_ns, ns + others, c->alone);
 	while (ns > max &&
 	       !atomic_compare_exchange_weak_explicit(&c->latency_max_ns, &max, ns,
 						      memory_order_relaxed, memory_order_relaxed))

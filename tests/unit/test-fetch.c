@@ -294,6 +294,67 @@ static void a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for(void *
 	assert_int_equal(w.requests, 1);
 }
 
+/* ---- What is counted --------------------------------------------------------------------------------- */
+
+static uint64_t latencies(const struct libuffd_stats *st)
+{
+	uint64_t n = 0;
+
+	for (unsigned int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
+		n += st->latency[i];
+	return n;
+}
+
+/* Three faults, a millisecond apart, the first of them for a page that a fill has asked for. */
+static void whoever_waits_for_a_page_on_its_way_has_a_latency(void **state)
+{
+	struct libuffd_stats st;
+
+	(void)state;
+	up(4, 0);
+	add(1, w.custom);
+	fill(1, 1);
+	settle();
+	assert_int_equal(w.requests, 1);
+	for (unsigned int i = 0; i < 3; i++) {
+		touch(i, 0);
+		settle();
+		fk.now += 1000000;
+	}
+	answer(0, LIBUFFD_FETCHED_BYTES);
+	settle();
+	st = stats(w.region);
+	assert_int_equal(st.faults_missing, 3);
+	assert_int_equal(st.duplicates, 3);
+	assert_int_equal(latencies(&st), 3);
+	assert_in_range(st.latency_max_ns, 3000000, 3200000);
+	assert_in_range(st.latency_ns, 6000000, 6500000);
+	/* Buckets of about three, and twice of about one and a half. */
+	assert_int_equal(st.latency[14], 1);
+	assert_int_equal(st.latency[13], 2);
+}
+
+/* Of those whose messages come in one batch the first brings the page for all. */
+static void whoever_comes_in_the_same_batch_has_a_latency(void **state)
+{
+	static unsigned char page[FK_PAGE];
+	struct libuffd_source *memory;
+	struct libuffd_stats st;
+
+	(void)state;
+	up(4, 0);
+	assert_int_equal(libuffd_source_memory(page, sizeof(page), &memory), 0);
+	add(1, memory);
+	libuffd_source_unref(memory);
+	for (unsigned int i = 0; i < 3; i++)
+		touch(i, 0);
+	settle();
+	st = stats(w.region);
+	assert_int_equal(st.faults_missing, 3);
+	assert_int_equal(st.installed, 1);
+	assert_int_equal(latencies(&st), 3);
+}
+
 /* ---- What is complete is let go of ------------------------------------------------------------------- */
 
 static void add_that_leaves(uint64_t features)
@@ -375,6 +436,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(faults_wait_for_faults_only, down),
 	cmocka_unit_test_teardown(a_page_that_waits_for_its_turn_overtakes_when_it_is_asked_for,
 				  down),
+	cmocka_unit_test_teardown(whoever_waits_for_a_page_on_its_way_has_a_latency, down),
+	cmocka_unit_test_teardown(whoever_comes_in_the_same_batch_has_a_latency, down),
 	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
 	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
 };
