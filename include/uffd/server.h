@@ -541,14 +541,18 @@ struct libuffd_stats {
 	uint64_t failed;	    /* pages that could not be had */
 	uint64_t refetched;	    /* retries of a source */
 	uint64_t removed_in_flight; /* pages whose bytes came too late */
-	uint64_t removed, unmapped; /* pages, by events */
+	uint64_t removed, unmapped; /* pages, by events; removed twice is counted once */
 	uint64_t remaps, forks;	    /* events */
 	uint64_t fetches;	    /* of a source */
 	uint64_t prefetched;	    /* pages supplied that nobody had waited for */
 	uint64_t prefetch_hits;	    /* faults on such on their way; later ones are not seen */
 	uint64_t in_flight, queued; /* now: fetches under way, fetches that wait for their turn */
 	uint64_t waiting;	    /* now: deferred */
-	uint64_t pages, pages_present; /* now: of all regions */
+	/*
+	 * Now, in every space that has the region: a forked child has pages of its own. Those that were removed are
+	 * among the present ones: they are not to be supplied any more.
+	 */
+	uint64_t pages, pages_present;
 	/*
 	 * Sum and maximum, from when a fault's message was read until it was woken. Those of one page are counted
 	 * each, the later ones in the bucket of their mean; so is a thread twice whose wait was interrupted, and not
@@ -563,8 +567,12 @@ struct libuffd_stats {
 /* clang-format on */
 
 /*
- * Of one region, or with @region 0 of the whole server. Does not stop the loop; figures that belong
- * together may differ by what happens meanwhile. Fills in @stats->size bytes.
+ * Of one region, or with @region 0 of the whole server, which has what was counted of removed regions too. Does
+ * not stop the loop; figures that belong together may differ by what happens meanwhile. Fills in @stats->size
+ * bytes.
+ *
+ * Of the server alone, and 0 of a region: faults_unknown, unmapped, remaps, forks; and whatever became of
+ * faults at addresses of no region, and of what libuffd_server_allow() let through.
  *   -EINVAL NULL or a bad size; -ENOENT no such region
  */
 LIBUFFD_EXPORT int libuffd_server_stats(const struct libuffd_server *s, uint64_t region,

@@ -38,11 +38,14 @@
 
 void srv_put_off(struct srv_fetch *f, bool front)
 {
+	struct srv_region *owner = srv_fetch_owner(f);
 	struct srv_port *port = f->port;
 
 	f->stage = SRV_PUT_OFF;
 	f->fresh = false;
 	atomic_fetch_add_explicit(&f->loop->waiting, 1, memory_order_relaxed);
+	if (owner)
+		atomic_fetch_add_explicit(&owner->waiting, 1, memory_order_relaxed);
 	if (!port->deferred) {
 		port->deferred_end = &port->deferred;
 		if (!front)
@@ -65,6 +68,7 @@ void srv_put_off(struct srv_fetch *f, bool front)
 static struct srv_fetch *take_deferred(struct srv_port *port)
 {
 	struct srv_fetch *f = port->deferred;
+	struct srv_region *owner = srv_fetch_owner(f);
 
 	port->deferred = f->next;
 	if (!port->deferred) {
@@ -73,6 +77,8 @@ static struct srv_fetch *take_deferred(struct srv_port *port)
 	}
 	f->stage = SRV_AT_WORK;
 	atomic_fetch_sub_explicit(&f->loop->waiting, 1, memory_order_relaxed);
+	if (owner)
+		atomic_fetch_sub_explicit(&owner->waiting, 1, memory_order_relaxed);
 	return f;
 }
 
@@ -185,16 +191,20 @@ static void find_lost(struct srv_port *port)
 	libuffd_wake(sp->u, port->lost_start, (size_t)(port->lost_end - port->lost_start));
 }
 
-/* Answer one page by its address alone. */
-static void answer_bare(struct srv_port *port, uint64_t address, uint64_t n, unsigned int shift,
-			uint32_t kind, uint64_t flags, uint64_t arrived)
+/* Answer one page by its address alone. Takes over a reference of the owner, who may be NULL. */
+static void answer_bare(struct srv_port *port, struct srv_region *owner, uint64_t address,
+			uint64_t n, unsigned int shift, uint32_t kind, uint64_t flags,
+			uint64_t arrived)
 {
 	struct srv_fetch *f = srv_fetch_new(port, SRV_DEMAND, arrived);
 
 	if (!f) {
 		lose_fault(port, address >> shift << shift, n << shift);
+		if (owner)
+			srv_region_unref(owner);
 		return;
 	}
+	f->owner = owner;
 	f->first = port->space->moves;
 	f->page_shift = shift;
 	f->address = address >> shift << shift;
@@ -208,7 +218,7 @@ static void answer_bare(struct srv_port *port, uint64_t address, uint64_t n, uns
 void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned int page_shift,
 	       uint64_t arrived)
 {
-	answer_bare(port, address, len >> page_shift, page_shift, LIBUFFD_ANSWER_UNPROTECT, 0,
+	answer_bare(port, NULL, address, len >> page_shift, page_shift, LIBUFFD_ANSWER_UNPROTECT, 0,
 		    arrived);
 }
 
@@ -228,7 +238,8 @@ static void written(struct srv_port *port, struct srv_region *r, uint64_t addres
 				     page);
 	srv_callback_end(s, r);
 	if (ret == 0)
-		srv_allow(port, address, page, r->page_shift, arrived);
+		answer_bare(port, srv_region_ref(r), address, 1, r->page_shift,
+			    LIBUFFD_ANSWER_UNPROTECT, 0, arrived);
 	else if (ret < 0)
 		srv_fail_space(port, ret);
 }
@@ -242,18 +253,18 @@ static void unknown(struct srv_port *port, const struct libuffd_fault *fault, ui
 	srv_count(&port->loop->server->counters, SRV_FAULTS_UNKNOWN, 1);
 	if (fault->flags & (LIBUFFD_FAULT_WP | LIBUFFD_FAULT_RWP)) {
 		/* No bytes are at stake. */
-		answer_bare(port, address, 1, shift,
+		answer_bare(port, NULL, address, 1, shift,
 			    fault->flags & LIBUFFD_FAULT_WP ? LIBUFFD_ANSWER_UNPROTECT
 							    : LIBUFFD_ANSWER_RWUNPROTECT,
 			    0, arrived);
 		return;
 	}
 	if (fault->flags & LIBUFFD_FAULT_MINOR) {
-		answer_bare(port, address, 1, shift, LIBUFFD_ANSWER_CONTINUE, 0, arrived);
+		answer_bare(port, NULL, address, 1, shift, LIBUFFD_ANSWER_CONTINUE, 0, arrived);
 		return;
 	}
 	/* 0: no answer, and who waits goes on waiting. */
-	answer_bare(port, address, 1, shift,
+	answer_bare(port, NULL, address, 1, shift,
 		    sp->cfg.unknown == LIBUFFD_ON_ERROR_POISON &&
 				    sp->features & LIBUFFD_FEATURE_POISON
 			    ? LIBUFFD_ANSWER_POISON
@@ -266,6 +277,7 @@ struct verdict {
 	uint32_t bare; /* LIBUFFD_ANSWER_* by address alone, or 0 */
 	struct srv_fetch *fetch;
 	struct srv_region *written; /* a reference */
+	struct srv_region *owner;   /* for `bare`: whose page it is; a reference, or NULL */
 	bool nothing;
 	bool elsewhere; /* another loop has it in hand */
 	bool lost;
@@ -381,6 +393,15 @@ static const struct srv_answered *was_answered(const struct srv_port *port, uint
 	return NULL;
 }
 
+static void count_fault(struct srv_counters *c, const struct libuffd_fault *fault)
+{
+	srv_count(c,
+		  fault->flags & LIBUFFD_FAULT_WP      ? SRV_FAULTS_WP
+		  : fault->flags & LIBUFFD_FAULT_MINOR ? SRV_FAULTS_MINOR
+						       : SRV_FAULTS_MISSING,
+		  1);
+}
+
 /* Under the lock. */
 static void judge(struct srv_port *port, const struct srv_seg *seg,
 		  const struct libuffd_fault *fault, uint64_t arrived, struct verdict *v)
@@ -395,17 +416,17 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 		return;
 	}
 	if (!p) {
+		count_fault(&port->loop->server->counters, fault);
 		v->bare = fault->flags & LIBUFFD_FAULT_WP ? LIBUFFD_ANSWER_UNPROTECT
 			  : minor			  ? LIBUFFD_ANSWER_CONTINUE
 							  : LIBUFFD_ANSWER_ZERO;
 		return;
 	}
+	count_fault(p->region->counters, fault);
 	if (fault->flags & LIBUFFD_FAULT_WP) {
-		srv_count(p->region->counters, SRV_FAULTS_WP, 1);
 		v->written = srv_region_ref(p->region);
 		return;
 	}
-	srv_count(p->region->counters, minor ? SRV_FAULTS_MINOR : SRV_FAULTS_MISSING, 1);
 	i = seg->first + ((fault->address - seg->start) >> seg->page_shift);
 	told = port->space->features & LIBUFFD_FEATURE_EVENT_REMOVE;
 	switch (srv_pages_get(p, i)) {
@@ -473,6 +494,8 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	if (seg) {
 		shift = seg->page_shift;
 		judge(port, seg, fault, arrived, &v);
+		if (v.bare && seg->pages)
+			v.owner = srv_region_ref(seg->pages->region);
 		if (v.elsewhere) {
 			wanted = seg->pages;
 			asked = seg->first + ((fault->address - seg->start) >> shift);
@@ -491,6 +514,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		seg = srv_map_before(&sp->map, fault->address);
 		if (seg && seg->grows) {
 			shift = seg->page_shift;
+			count_fault(&port->loop->server->counters, fault);
 			v.bare = fault->flags & LIBUFFD_FAULT_WP ? LIBUFFD_ANSWER_UNPROTECT
 								 : LIBUFFD_ANSWER_ZERO;
 		} else {
@@ -507,7 +531,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	} else if (v.lost) {
 		lose_fault(port, start >> shift << shift, UINT64_C(1) << shift);
 	} else if (v.bare) {
-		answer_bare(port, start, 1, shift, v.bare, flags, arrived);
+		answer_bare(port, v.owner, start, 1, shift, v.bare, flags, arrived);
 	} else if (v.fetch) {
 		srv_fetch_begin(v.fetch);
 	} else if (v.written) {

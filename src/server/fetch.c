@@ -78,6 +78,7 @@ static void slot_take(struct srv_fetch *f)
 	f->counted = true;
 	f->behind = !f->urgent;
 	atomic_fetch_add_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&srv_fetch_region(f)->in_flight, 1, memory_order_relaxed);
 	if (f->behind)
 		atomic_fetch_add_explicit(&f->loop->background, 1, memory_order_relaxed);
 }
@@ -88,6 +89,7 @@ static void slot_give(struct srv_fetch *f)
 		return;
 	f->counted = false;
 	atomic_fetch_sub_explicit(&f->loop->in_flight, 1, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&srv_fetch_region(f)->in_flight, 1, memory_order_relaxed);
 	if (f->behind)
 		atomic_fetch_sub_explicit(&f->loop->background, 1, memory_order_relaxed);
 }
@@ -139,6 +141,8 @@ void srv_fetch_end(struct srv_fetch *f)
 		f->all_next->all_prev = f->all_prev;
 	if (f->pages)
 		srv_pages_unref(f->pages);
+	if (f->owner)
+		srv_region_unref(f->owner);
 	srv_port_unref(f->port);
 	f->next = loop->spare;
 	loop->spare = f;
@@ -512,6 +516,7 @@ static void queue(struct srv_fetch *f)
 	f->stage = SRV_QUEUED;
 	queue_put(f);
 	atomic_fetch_add_explicit(&loop->queued, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&srv_fetch_region(f)->queued, 1, memory_order_relaxed);
 }
 
 /* Bytes that must be read: when there is a slot for it, and memory. */
@@ -541,6 +546,7 @@ void srv_begin_queued(struct srv_loop *loop)
 
 		queue_take(loop, &loop->queue);
 		atomic_fetch_sub_explicit(&loop->queued, 1, memory_order_relaxed);
+		atomic_fetch_sub_explicit(&srv_fetch_region(f)->queued, 1, memory_order_relaxed);
 		f->stage = SRV_AT_WORK;
 		if (!given_up(f))
 			begin_reading(f);

@@ -20,9 +20,17 @@ static inline struct srv_region *srv_fetch_region(const struct srv_fetch *f)
 	return f->pages ? f->pages->region : NULL;
 }
 
+/* Whose figures it is in; NULL: the server's alone. */
+static inline struct srv_region *srv_fetch_owner(const struct srv_fetch *f)
+{
+	return f->pages ? f->pages->region : f->owner;
+}
+
 static inline struct srv_counters *srv_counters_of(const struct srv_fetch *f)
 {
-	return f->pages ? f->pages->region->counters : &f->loop->server->counters;
+	struct srv_region *r = srv_fetch_owner(f);
+
+	return r ? r->counters : &f->loop->server->counters;
 }
 
 static inline bool srv_is_dead(const struct srv_fetch *f)

@@ -13,6 +13,33 @@ struct srv_region *srv_region_ref(struct srv_region *r)
 	return r;
 }
 
+static uint64_t news(_Atomic uint64_t *now, _Atomic uint64_t *told)
+{
+	uint64_t v = atomic_load_explicit(now, memory_order_relaxed);
+
+	return v - atomic_exchange_explicit(told, v, memory_order_relaxed);
+}
+
+static void raise_to(_Atomic uint64_t *to, uint64_t v)
+{
+	uint64_t old = atomic_load(to);
+
+	while (v > old && !atomic_compare_exchange_weak(to, &old, v))
+		;
+}
+
+void srv_counters_inherit(struct srv_region *r)
+{
+	struct srv_counters *from = r->counters, *told = r->counters + 1, *to = r->heir;
+
+	for (int i = 0; i < SRV_COUNTERS; i++)
+		atomic_fetch_add(&to->v[i], news(&from->v[i], &told->v[i]));
+	for (int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
+		atomic_fetch_add(&to->latency[i], news(&from->latency[i], &told->latency[i]));
+	atomic_fetch_add(&to->latency_ns, news(&from->latency_ns, &told->latency_ns));
+	raise_to(&to->latency_max_ns, atomic_load(&from->latency_max_ns));
+}
+
 void srv_region_unref(struct srv_region *r)
 {
 	if (atomic_fetch_sub_explicit(&r->refs, 1, memory_order_acq_rel) != 1)
@@ -21,6 +48,8 @@ void srv_region_unref(struct srv_region *r)
 		libuffd_source_unref(r->source);
 	if (r->stream)
 		srv_stream_free(r->stream);
+	if (r->heir)
+		srv_counters_inherit(r);
 	free(r->counters);
 	free(r);
 }
@@ -503,7 +532,9 @@ static uint64_t removed_from(struct srv_seg *s, uint64_t start, uint64_t end)
 		to = (end - s->start) >> s->page_shift;
 	if (from < to)
 		srv_pages_set(s->pages, s->first + from, to - from, SRV_REMOVED);
-	return s->pages->count[SRV_REMOVED] - before;
+	before = s->pages->count[SRV_REMOVED] - before;
+	srv_count(s->pages->region->counters, SRV_REMOVED_PAGES, before);
+	return before;
 }
 
 uint64_t srv_map_removed(struct srv_map *m, uint64_t start, uint64_t end)

@@ -181,7 +181,7 @@ static int region_new(const struct libuffd_region *cfg, struct srv_region **out)
 	r->page_shift = (unsigned int)__builtin_ctzll(cfg->page_size);
 	r->npages = cfg->len >> r->page_shift;
 	r->source = libuffd_source_ref(cfg->source);
-	r->counters = calloc(1, sizeof(*r->counters));
+	r->counters = calloc(2, sizeof(*r->counters));
 	if (cfg->ahead)
 		r->stream = srv_stream_new();
 	if (!r->counters || (cfg->ahead && !r->stream)) {
@@ -197,6 +197,7 @@ static void link_region(struct libuffd_server *s, struct srv_region *r)
 	pthread_mutex_lock(&s->lock);
 	r->id = ++s->last_id;
 	r->counters->alone = s->nloops == 1;
+	r->heir = &s->gone;
 	r->next = s->regions;
 	s->regions = srv_region_ref(r);
 	pthread_mutex_unlock(&s->lock);
@@ -213,7 +214,7 @@ static bool unlink_region(struct libuffd_server *s, struct srv_region *r)
 	found = *at;
 	if (found) {
 		*at = r->next;
-		srv_counters_add(&s->counters, r->counters);
+		srv_counters_inherit(r);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (found)

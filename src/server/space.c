@@ -496,14 +496,11 @@ static struct srv_counters *space_counters(struct srv_space *sp)
 
 static void removed(struct srv_space *sp, const struct libuffd_span *span)
 {
-	uint64_t n;
-
 	pthread_mutex_lock(&sp->lock);
 	if (srv_is_heir(&sp->heir))
 		srv_heir_emptied(&sp->heir, &sp->map, span, false);
-	n = srv_map_removed(&sp->map, span->start, span->end);
+	srv_map_removed(&sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
-	srv_count(space_counters(sp), SRV_REMOVED_PAGES, n);
 }
 
 /* A callback in the middle of a batch may have ended the space, and its userfaultfd may be closed. */

@@ -53,7 +53,10 @@ struct srv_region {
 	atomic_bool dead;	       /* removed */
 	unsigned int callbacks;	       /* running; under server->lock */
 	atomic_uint straight;	       /* reads under way straight into the alias */
-	struct srv_counters *counters;
+	struct srv_counters *counters; /* and, behind them, what the heir has had of them */
+	struct srv_counters *heir; /* of what was counted, when the region is no more; or NULL */
+	/* Fetches: as in struct srv_loop. */
+	atomic_uint in_flight, queued, waiting;
 	struct srv_stream *stream; /* prefetch.c: sequences and strides; or NULL */
 	struct srv_region *next;   /* in the server's list */
 };
@@ -279,8 +282,11 @@ static inline void srv_count(struct srv_counters *c, enum srv_counter which, uin
 
 /* @n faults: the first waited for @ns, the others together for @less less than as long each. */
 void srv_count_latency(struct srv_counters *c, uint64_t ns, unsigned int n, uint64_t less);
-/* What was counted so far goes to another: of a region that is no more to its server. */
-void srv_counters_add(struct srv_counters *to, const struct srv_counters *from);
+/*
+ * What was counted since the last time goes to the heir: once when the region is removed, and once when nobody
+ * counts for it any more. Any thread, and no lock.
+ */
+void srv_counters_inherit(struct srv_region *r);
 
 /* ---- source.c, source-*.c ----------------------------------------------------------------------- */
 
@@ -413,14 +419,15 @@ struct srv_fetch {
 	struct srv_fetch *next;			/* in whatever list it waits */
 	struct srv_fetch *all_next, **all_prev; /* of the loop's that have not ended */
 	struct srv_loop *loop;
-	struct srv_port *port;	 /* of the loop; keeps the space */
-	struct srv_pages *pages; /* a reference; NULL for a page that has no state */
-	uint64_t first, n;	 /* pages */
-	uint64_t address;	 /* where the first was when last looked */
-	uint64_t asked;		 /* index of the page of the fault, for DEMAND */
-	uint64_t arrived;	 /* ns of CLOCK_MONOTONIC: of the first fault that waits for it */
-	uint64_t later;		 /* by how much the others came later, all together */
-	unsigned int waiters;	 /* faults that it answers, as far as this loop has read them */
+	struct srv_port *port;	  /* of the loop; keeps the space */
+	struct srv_pages *pages;  /* a reference; NULL for a page that has no state */
+	struct srv_region *owner; /* of such a page, as far as there is one: a reference, or NULL */
+	uint64_t first, n;	  /* pages */
+	uint64_t address;	  /* where the first was when last looked */
+	uint64_t asked;		  /* index of the page of the fault, for DEMAND */
+	uint64_t arrived;	  /* ns of CLOCK_MONOTONIC: of the first fault that waits for it */
+	uint64_t later;		  /* by how much the others came later, all together */
+	unsigned int waiters;	  /* faults that it answers, as far as this loop has read them */
 	enum srv_why why;
 	bool fresh;    /* what was found when its pages were taken is still so */
 	bool looked;   /* whether it was the last of its region */
@@ -754,7 +761,8 @@ struct libuffd_server {
 	bool started;				   /* the own threads */
 	unsigned int running;			   /* of these */
 	enum srv_muster muster;			   /* where these wait until all are there */
-	struct srv_counters counters;		   /* what belongs to no region (any more) */
+	struct srv_counters counters;		   /* what belongs to no region */
+	struct srv_counters gone;		   /* what belonged to regions that are no more */
 	struct srv_background *_Atomic background; /* or NULL */
 	struct srv_record *_Atomic record;	   /* or NULL */
 	struct srv_gate gate;

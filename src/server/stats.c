@@ -37,24 +37,6 @@ void srv_count_latency(struct srv_counters *c, uint64_t ns, unsigned int n, uint
 		;
 }
 
-static void raise_to(_Atomic uint64_t *to, uint64_t v)
-{
-	uint64_t old = atomic_load(to);
-
-	while (v > old && !atomic_compare_exchange_weak(to, &old, v))
-		;
-}
-
-void srv_counters_add(struct srv_counters *to, const struct srv_counters *from)
-{
-	for (int i = 0; i < SRV_COUNTERS; i++)
-		atomic_fetch_add(&to->v[i], atomic_load(&from->v[i]));
-	for (int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
-		atomic_fetch_add(&to->latency[i], atomic_load(&from->latency[i]));
-	atomic_fetch_add(&to->latency_ns, atomic_load(&from->latency_ns));
-	raise_to(&to->latency_max_ns, atomic_load(&from->latency_max_ns));
-}
-
 static void add_counters(struct libuffd_stats *st, const struct srv_counters *c)
 {
 	uint64_t *v = &st->faults_missing, max;
@@ -108,6 +90,9 @@ static int gather(struct libuffd_server *s, uint64_t id, struct libuffd_stats *s
 			continue;
 		found = r;
 		add_counters(st, r->counters);
+		st->in_flight += id ? atomic_load_explicit(&r->in_flight, memory_order_relaxed) : 0;
+		st->queued += id ? atomic_load_explicit(&r->queued, memory_order_relaxed) : 0;
+		st->waiting += id ? atomic_load_explicit(&r->waiting, memory_order_relaxed) : 0;
 	}
 	if (id && !found) {
 		pthread_mutex_unlock(&s->lock);
@@ -118,6 +103,7 @@ static int gather(struct libuffd_server *s, uint64_t id, struct libuffd_stats *s
 		add_pages(st, sp, id ? found : NULL, s->stamp);
 	if (!id) {
 		add_counters(st, &s->counters);
+		add_counters(st, &s->gone);
 		add_loops(st, s);
 	}
 	pthread_mutex_unlock(&s->lock);

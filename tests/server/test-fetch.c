@@ -269,6 +269,62 @@ static void a_region_whose_rest_is_removed_is_unregistered(void **state)
 	assert_int_equal(stats_of(0).pages, 0);
 }
 
+/* ---- What is counted ----------------------------------------------------------------------------------- */
+
+static int stay(void *arg)
+{
+	(void)arg;
+	while (pause() < 0)
+		;
+	return 0;
+}
+
+static void the_figures_of_a_region_are_its_own(void **state)
+{
+	struct libuffd_stats st, all;
+	struct libuffd_request req;
+	struct libuffd_region r;
+	struct faulter *f;
+	uint64_t region;
+
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.threads = 1;
+	stage_up(state, 4, MISSING, LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMOVE);
+	r = region_of(&stage.m, custom_source(ask_later));
+	region = add_region(&r);
+	turn_server();
+	f = start_faulter(mem_page(&stage.m, 0), false, 0);
+	req = wait_asked(0);
+	assert_int_equal(stats_of(region).in_flight, 1);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	for (int i = 0; i < 4; i++) {
+		madvise_start(&stage.call, stage.m.addr, stage.m.page, MADV_DONTNEED);
+		stage.calling = true;
+		assert_int_equal(join_call(), 0);
+		assert_true(is_zero(stage.m.addr, stage.m.page));
+	}
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	st = stats_of(region);
+	all = stats_of(0);
+	assert_memory_equal(&st, &all, sizeof(st));
+	assert_int_equal(st.in_flight, 0);
+	assert_int_equal(st.faults_missing, 5);
+	assert_int_equal(st.installed + st.present, 5);
+	assert_int_equal(st.removed, 1);
+	assert_int_equal(st.pages, 4);
+	assert_int_equal(st.pages_present, 1);
+	/* A child has pages of its own. */
+	fork_child(stay, NULL);
+	wait_notice(LIBUFFD_NOTICE_FORK, 0);
+	st = stats_of(region);
+	assert_int_equal(st.pages, 8);
+	assert_int_equal(st.pages_present, 2);
+	assert_int_equal(st.forks, 0);
+	assert_int_equal(stats_of(0).forks, 1);
+}
+
 #define OVERTAKES(depth) \
 	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
 
@@ -287,6 +343,7 @@ static const struct CMUnitTest tests[] = {
 	OVERTAKES(1),
 	OVERTAKES(2),
 	OVERTAKES(4),
+	OF_ENGINES(the_figures_of_a_region_are_its_own, MEM_ANON),
 	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_ANON),
 	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_SHMEM_PRIVATE),
 };

@@ -213,6 +213,31 @@ static void fill(uint32_t depth, uint64_t chunk)
 	assert_int_equal(libuffd_server_fill(w.s, w.region, &opts), 0);
 }
 
+static void supply(unsigned int slot)
+{
+	touch(0, slot);
+	settle();
+	answer(w.requests - 1, LIBUFFD_FETCHED_BYTES);
+	settle();
+	expect_served(&w.mm->thread[0]);
+}
+
+/* The program empties pages, and is told that this was read. */
+static void drop(unsigned int first, unsigned int end)
+{
+	struct fk_mutator *mu = fk_mutator(w.mm);
+
+	mu->first = first;
+	mu->end = end;
+	fk_mark_busy(w.mm, mu, first, end - first);
+	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
+	fk_mutate(w.mm, mu);
+	while (!fk_settled(w.mm)) {
+		step();
+		fk_run_mutator(w.mm, mu);
+	}
+}
+
 /* ---- Who goes first --------------------------------------------------------------------------------- */
 
 static void a_fault_overtakes_a_fill_that_is_never_answered(void **state)
@@ -355,6 +380,83 @@ static void whoever_comes_in_the_same_batch_has_a_latency(void **state)
 	assert_int_equal(latencies(&st), 3);
 }
 
+/* Zeros for what was removed are the region's; nobody counts them twice. */
+static void answers_for_removed_pages_are_counted_for_their_region(void **state)
+{
+	struct libuffd_stats st, all;
+
+	(void)state;
+	up(4, LIBUFFD_FEATURE_EVENT_REMOVE);
+	add(4, w.custom);
+	supply(0);
+	for (unsigned int i = 0; i < 4; i++) {
+		drop(0, 1);
+		touch(0, 0);
+		settle();
+		expect_served(&w.mm->thread[0]);
+	}
+	st = stats(w.region);
+	assert_int_equal(st.faults_missing, 5);
+	assert_int_equal(st.installed, 5);
+	assert_int_equal(st.zeros, 4);
+	assert_int_equal(st.bytes, 5 * FK_PAGE);
+	assert_int_equal(st.removed, 1);
+	assert_int_equal(st.pages_present, 1);
+	assert_int_equal(latencies(&st), 5);
+	all = stats(0);
+	assert_memory_equal(&st, &all, sizeof(st));
+	/* What was counted stays counted, also after that. */
+	touch(0, 1);
+	settle();
+	assert_int_equal(stats(w.region).in_flight, 1);
+	assert_int_equal(libuffd_server_remove_region(w.s, w.region), 0);
+	answer(1, -EIO);
+	settle();
+	all = stats(0);
+	assert_int_equal(all.installed, 5);
+	assert_int_equal(latencies(&all), 5);
+	assert_int_equal(all.fetches, 2);
+	assert_int_equal(all.in_flight, 0);
+}
+
+static void what_is_under_way_is_told_of_its_region(void **state)
+{
+	struct libuffd_region r;
+	uint64_t other;
+
+	(void)state;
+	up(1, LIBUFFD_FEATURE_EVENT_REMOVE);
+	add(4, w.custom);
+	r = region(10, 4, w.custom);
+	assert_int_equal(libuffd_server_add_region(w.s, &r, &other), 0);
+	touch(0, 0);
+	touch(1, 1);
+	touch(2, 10);
+	settle();
+	assert_int_equal(stats(w.region).in_flight, 1);
+	assert_int_equal(stats(w.region).queued, 1);
+	assert_int_equal(stats(other).in_flight, 0);
+	assert_int_equal(stats(other).queued, 1);
+	assert_int_equal(stats(0).queued, 2);
+	/* An event that is not read yet holds up the answer. */
+	w.mm->changing = 1;
+	answer(0, LIBUFFD_FETCHED_BYTES);
+	step();
+	w.mm->changing = 0;
+	assert_int_equal(stats(w.region).deferred, 1);
+	assert_int_equal(stats(w.region).waiting, 1);
+	assert_int_equal(stats(other).waiting, 0);
+	for (unsigned int i = 1; i < 3; i++) {
+		fk.now += 10000000;
+		settle();
+		answer(i, LIBUFFD_FETCHED_BYTES);
+	}
+	settle();
+	assert_int_equal(stats(w.region).in_flight + stats(w.region).queued, 0);
+	assert_int_equal(stats(w.region).waiting, 0);
+	assert_int_equal(stats(other).in_flight + stats(other).queued, 0);
+}
+
 /* ---- What is complete is let go of ------------------------------------------------------------------- */
 
 static void add_that_leaves(uint64_t features)
@@ -365,31 +467,6 @@ static void add_that_leaves(uint64_t features)
 	r = region(0, 2, w.custom);
 	r.flags |= LIBUFFD_REGION_UNREGISTER;
 	assert_int_equal(libuffd_server_add_region(w.s, &r, &w.region), 0);
-}
-
-static void supply(unsigned int slot)
-{
-	touch(0, slot);
-	settle();
-	answer(w.requests - 1, LIBUFFD_FETCHED_BYTES);
-	settle();
-	expect_served(&w.mm->thread[0]);
-}
-
-/* The program empties pages, and is told that this was read. */
-static void drop(unsigned int first, unsigned int end)
-{
-	struct fk_mutator *mu = fk_mutator(w.mm);
-
-	mu->first = first;
-	mu->end = end;
-	fk_mark_busy(w.mm, mu, first, end - first);
-	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
-	fk_mutate(w.mm, mu);
-	while (!fk_settled(w.mm)) {
-		step();
-		fk_run_mutator(w.mm, mu);
-	}
 }
 
 static void a_region_whose_rest_is_removed_is_unregistered(void **state)
@@ -438,6 +515,8 @@ static const struct CMUnitTest tests[] = {
 				  down),
 	cmocka_unit_test_teardown(whoever_waits_for_a_page_on_its_way_has_a_latency, down),
 	cmocka_unit_test_teardown(whoever_comes_in_the_same_batch_has_a_latency, down),
+	cmocka_unit_test_teardown(answers_for_removed_pages_are_counted_for_their_region, down),
+	cmocka_unit_test_teardown(what_is_under_way_is_told_of_its_region, down),
 	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
 	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
 };

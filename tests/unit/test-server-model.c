@@ -1469,6 +1469,10 @@ static void check_stats(void)
 	     "in flight %llu, queued %llu, waiting %llu, live %u", (unsigned long long)st.in_flight,
 	     (unsigned long long)st.queued, (unsigned long long)st.waiting,
 	     atomic_load(&m.s->loops[0].live));
+	for (struct srv_region *r = m.s->regions; r; r = r->next)
+		must(!atomic_load(&r->in_flight) && !atomic_load(&r->queued) &&
+			     !atomic_load(&r->waiting) && !atomic_load(&r->straight),
+		     "region %llu has something under way", (unsigned long long)r->id);
 	must(st.pages_present <= st.pages && st.zeros <= st.installed, "more pages than there are");
 	must(st.bytes == st.installed * FK_PAGE, "%llu bytes in %llu pages",
 	     (unsigned long long)st.bytes, (unsigned long long)st.installed);
