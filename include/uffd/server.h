@@ -48,8 +48,9 @@ struct libuffd_source;
 #define LIBUFFD_NOTICE_GONE 2	  /* the space's process has exited; the space is no more */
 #define LIBUFFD_NOTICE_COMPLETE 3 /* every page of the region has been supplied */
 #define LIBUFFD_NOTICE_ERROR 4 /* bytes could not be had: address, len, error, and what was done */
-#define LIBUFFD_NOTICE_UNKNOWN 5 /* a fault where there is no region: address, and what was done */
-#define LIBUFFD_NOTICE_FAILED 6	 /* the space is not served any more: error says why */
+/* A missing page was touched where there is no region: address, and what was done. Not of WP and MINOR faults. */
+#define LIBUFFD_NOTICE_UNKNOWN 5
+#define LIBUFFD_NOTICE_FAILED 6 /* the space is not served any more: error says why */
 
 /* What was done about an error or an unknown address. */
 #define LIBUFFD_DONE_POISONED 1 /* who touches it gets SIGBUS */
@@ -146,7 +147,12 @@ struct libuffd_space_opts {
 	uint32_t size;
 	uint32_t flags; /* none yet */
 	int32_t pidfd; /* of the process, so that its exit is seen; the server makes a duplicate. -1: none */
-	uint32_t unknown; /* faults where there is no region: LIBUFFD_ON_ERROR_* */
+	/*
+	 * What becomes of who touches a missing page where there is no region. LIBUFFD_ON_ERROR_POISON: SIGBUS, where
+	 * the kernel can (if it then has no memory for that, the space fails). Where it cannot, and with
+	 * LIBUFFD_ON_ERROR_FAIL: he waits, and the space is served on. Writes to protected pages there go through.
+	 */
+	uint32_t unknown;
 };
 /* clang-format off */
 #define LIBUFFD_SPACE_OPTS_INIT { sizeof(struct libuffd_space_opts), 0, -1, 0 }
@@ -187,7 +193,7 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
 
 /* ---- Regions -------------------------------------------------------------------------------- */
 
-/* What to do where bytes cannot be had, after all retries; and at unknown addresses. */
+/* What to do where bytes cannot be had, after all retries; `unknown` says what it means there. */
 #define LIBUFFD_ON_ERROR_POISON 0 /* SIGBUS to who touches it, where the kernel can; else as FAIL */
 #define LIBUFFD_ON_ERROR_FAIL 1	  /* stop serving the space; whoever waits goes on waiting */
 
@@ -228,8 +234,9 @@ struct libuffd_region {
 	};
 	/*
 	 * A write to a protected page, or NULL to let every write through. Return 0 to let it through, 1
-	 * to keep the writer waiting until libuffd_server_allow(), a negative errno to treat it as a
-	 * failure.
+	 * to keep the writer waiting until libuffd_server_allow(), a negative errno if it failed: NOTICE_ERROR tells,
+	 * and the space is not served any more, whatever on_error and retries say, since a page that is there
+	 * cannot be poisoned.
 	 */
 	union {
 		int (*written)(void *ctx, uint64_t space, uint64_t region, uint64_t address,
@@ -530,7 +537,7 @@ struct libuffd_stats {
 	uint32_t size;
 	uint32_t reserved;
 	uint64_t faults_missing, faults_minor, faults_wp; /* messages */
-	uint64_t faults_unknown;
+	uint64_t faults_unknown;    /* of any kind, where there is no region */
 	uint64_t duplicates;	    /* of these, while the page was on its way */
 	uint64_t bytes;		    /* installed */
 	uint64_t installed;	    /* pages */

@@ -222,6 +222,25 @@ void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned i
 		    arrived);
 }
 
+/* A page that is there cannot be poisoned, and to let the write through would be a lie. */
+static void written_failed(struct srv_port *port, struct srv_region *r, uint64_t address, int error)
+{
+	struct libuffd_server *s = port->loop->server;
+	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_ERROR,
+					 .error = error,
+					 .space = port->space->id,
+					 .region = r->id,
+					 .address = address,
+					 .len = r->cfg.page_size,
+					 .done = LIBUFFD_DONE_WAITS };
+
+	if (srv_callback_begin(s, r)) {
+		srv_notice(s, &notice);
+		srv_callback_end(s, r);
+	}
+	srv_fail_space(port, error);
+}
+
 /* A write to a page that is protected: whoever asked for that says what becomes of it. */
 static void written(struct srv_port *port, struct srv_region *r, uint64_t address, uint64_t arrived)
 {
@@ -241,7 +260,7 @@ static void written(struct srv_port *port, struct srv_region *r, uint64_t addres
 		answer_bare(port, srv_region_ref(r), address, 1, r->page_shift,
 			    LIBUFFD_ANSWER_UNPROTECT, 0, arrived);
 	else if (ret < 0)
-		srv_fail_space(port, ret);
+		written_failed(port, r, address & ~(page - 1), ret);
 }
 
 static void unknown(struct srv_port *port, const struct libuffd_fault *fault, uint64_t arrived)

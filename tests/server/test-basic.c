@@ -1288,6 +1288,8 @@ static void a_write_to_an_unknown_page_goes_through(void **state)
 	assert_int_equal(touch(mem_page(&stage.m, 1) + 1, false, &byte), 0);
 	assert_int_equal(byte, data_page(1)[1]);
 	assert_int_equal(final_stats(0).faults_unknown, 1);
+	/* And is not told of, as a missing page would be. */
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_UNKNOWN), 0);
 }
 
 static void an_unknown_page_of_the_page_cache_is_mapped(void **state)

@@ -325,6 +325,70 @@ static void the_figures_of_a_region_are_its_own(void **state)
 	assert_int_equal(stats_of(0).forks, 1);
 }
 
+/* ---- What fails, and what is not known ------------------------------------------------------------------ */
+
+static int refuse_write(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len)
+{
+	(void)ctx;
+	(void)space;
+	(void)region;
+	(void)address;
+	(void)len;
+	return -EACCES;
+}
+
+static void a_write_that_fails_is_told_and_ends_the_space(void **state)
+{
+	struct libuffd_notice n;
+	struct libuffd_region r;
+	uint64_t region;
+
+	REQUIRES(wp_features(stage_kind(state)));
+	stage_up(state, 4, MISSING | WP, 0);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | WP;
+	r.flags |= LIBUFFD_REGION_WP;
+	r.written = refuse_write;
+	r.retries = 5;
+	region = add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, 2 * stage.m.page);
+	start_faulter(mem_page(&stage.m, 1) + 1, true, 0x77);
+	n = wait_notice(LIBUFFD_NOTICE_FAILED, 0);
+	assert_int_equal(n.error, -EACCES);
+	assert_int_equal(n.space, stage.space);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 1);
+	n = wait_notice(LIBUFFD_NOTICE_ERROR, 0);
+	assert_int_equal(n.error, -EACCES);
+	assert_int_equal(n.region, region);
+	assert_int_equal(n.address, mem_at(&stage.m, 1));
+	assert_int_equal(n.len, stage.m.page);
+	assert_int_equal(n.done, LIBUFFD_DONE_WAITS);
+	expect_bytes(mem_page(&stage.m, 1), data_page(1), stage.m.page);
+}
+
+/* Not even where that is the policy for what is not known. */
+static void an_unknown_address_does_not_end_the_space(void **state)
+{
+	struct libuffd_notice n;
+
+	stage.space_opts = (struct libuffd_space_opts)LIBUFFD_SPACE_OPTS_INIT;
+	stage.space_opts.unknown = stage_more(state);
+	/* Without FEATURE_POISON. */
+	stage_up(state, 4, MISSING, 0);
+	mem_map(&stage.other, stage_kind(state), 2);
+	mem_register(stage.u, &stage.other, MISSING);
+	add_memory_region();
+	turn_server();
+	start_faulter(mem_page(&stage.other, 1), false, 0);
+	n = wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0);
+	assert_int_equal(n.done, LIBUFFD_DONE_WAITS);
+	assert_int_equal(n.address, mem_at(&stage.other, 1));
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+}
+
 #define OVERTAKES(depth) \
 	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
 
@@ -343,6 +407,10 @@ static const struct CMUnitTest tests[] = {
 	OVERTAKES(1),
 	OVERTAKES(2),
 	OVERTAKES(4),
+	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_ANON),
+	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_SHMEM_SHARED),
+	OF_ENGINES_WITH(an_unknown_address_does_not_end_the_space, MEM_ANON, 0),
+	OF_ENGINES_WITH(an_unknown_address_does_not_end_the_space, MEM_ANON, 1),
 	OF_ENGINES(the_figures_of_a_region_are_its_own, MEM_ANON),
 	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_ANON),
 	OF_ENGINES(a_region_whose_rest_is_removed_is_unregistered, MEM_SHMEM_PRIVATE),
