@@ -567,10 +567,15 @@ struct libuffd_stats {
 	 */
 	uint64_t latency_ns, latency_max_ns;
 	uint64_t latency[LIBUFFD_LATENCY_BUCKETS];
+	/*
+	 * Pages that were fetched for nobody in vain: there already when they came, or removed before. Whether one that
+	 * was installed is ever touched is not seen.
+	 */
+	uint64_t prefetch_wasted;
 };
 /* clang-format off */
 #define LIBUFFD_STATS_INIT { sizeof(struct libuffd_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-	0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+	0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0 }
 /* clang-format on */
 
 /*

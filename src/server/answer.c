@@ -162,6 +162,9 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	}
 	if (ret == 0)
 		return 0;
+	/* It got somewhere, and what stopped it is the answer for the rest. */
+	if (ret == -EAGAIN && *done >> f->page_shift)
+		return 0;
 	/* Of a page that is there already, that page alone, so that it can be counted. */
 	*present = ret == -EEXIST;
 	a.kind = f->answer;
@@ -177,12 +180,26 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	return ret;
 }
 
+/* Of pages [first, first + n) those that nobody has come for did not have to be fetched. */
+static void count_waste(const struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	if (!f->pages)
+		return;
+	if (f->waiters && f->asked - first < n)
+		n--;
+	if (n)
+		srv_count(srv_counters_of(f), SRV_PREFETCH_WASTED, n);
+}
+
+/* Of @pages from where the fetch is the last @present were there. */
 static void count_answer(struct srv_fetch *f, uint64_t pages, uint64_t present)
 {
 	struct srv_counters *c = srv_counters_of(f);
 
-	if (present)
+	if (present) {
 		srv_count(c, SRV_PRESENT_ALREADY, present);
+		count_waste(f, f->first + f->pos + pages - present, present);
+	}
 	if (pages == present || f->answer == LIBUFFD_ANSWER_POISON ||
 	    f->answer == LIBUFFD_ANSWER_UNPROTECT || f->answer == LIBUFFD_ANSWER_RWUNPROTECT)
 		return;
@@ -471,6 +488,7 @@ static int install_run(struct srv_fetch *f)
 	if (state != SRV_PENDING) {
 		/* Removed on the way: whoever waits asks again, and gets zeros. */
 		srv_count(srv_counters_of(f), SRV_REMOVED_IN_FLIGHT, n);
+		count_waste(f, f->first + f->pos, n);
 		wake_pages(f, f->first + f->pos, n);
 		f->pos += n;
 		return 0;

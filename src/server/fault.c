@@ -328,12 +328,14 @@ static struct srv_fetch *who_has(const struct srv_loop *loop, const struct srv_p
 }
 
 /* One thread that asks twice, since a signal came between, cannot be told from two. */
-static void wait_for(struct srv_fetch *f, uint64_t arrived)
+static void wait_for(struct srv_fetch *f, uint64_t i, uint64_t arrived)
 {
-	if (!f->waiters++)
+	if (!f->waiters++) {
 		f->arrived = arrived;
-	else if (arrived > f->arrived)
+		f->asked = i;
+	} else if (arrived > f->arrived) {
 		f->later += arrived - f->arrived;
+	}
 	srv_fetch_hurry(f);
 }
 
@@ -352,7 +354,7 @@ static void judge_pending(struct srv_port *port, struct srv_pages *p, uint64_t i
 	/* While it was being fetched for nobody. */
 	if (f->why != SRV_DEMAND || f->asked != i)
 		srv_count(p->region->counters, SRV_PREFETCH_HITS, 1);
-	wait_for(f, arrived);
+	wait_for(f, i, arrived);
 }
 
 static void hurry_here(struct srv_loop *loop, struct srv_post *post)
@@ -371,7 +373,7 @@ static void hurry_here(struct srv_loop *loop, struct srv_post *post)
 	for (unsigned int k = 0; k < n; k++) {
 		f = who_has(loop, wanted[k].pages, wanted[k].i);
 		if (f)
-			wait_for(f, wanted[k].arrived);
+			wait_for(f, wanted[k].i, wanted[k].arrived);
 	}
 	srv_port_unref(port);
 }

@@ -255,6 +255,9 @@ enum srv_counter {
 	SRV_FETCHES,
 	SRV_PREFETCHED,
 	SRV_PREFETCH_HITS,
+	SRV_IN_ORDER,
+	/* And what came later. */
+	SRV_PREFETCH_WASTED = SRV_IN_ORDER,
 	SRV_COUNTERS
 };
 
@@ -424,7 +427,7 @@ struct srv_fetch {
 	struct srv_region *owner; /* of such a page, as far as there is one: a reference, or NULL */
 	uint64_t first, n;	  /* pages */
 	uint64_t address;	  /* where the first was when last looked */
-	uint64_t asked;		  /* index of the page of the fault, for DEMAND */
+	uint64_t asked;		  /* index of the page of the first fault, once there was one */
 	uint64_t arrived;	  /* ns of CLOCK_MONOTONIC: of the first fault that waits for it */
 	uint64_t later;		  /* by how much the others came later, all together */
 	unsigned int waiters;	  /* faults that it answers, as far as this loop has read them */

@@ -5,7 +5,8 @@
 #include "sized.h"
 
 #define STATS_LEAST 488
-_Static_assert(sizeof(struct libuffd_stats) == STATS_LEAST, "grown: keep STATS_LEAST");
+_Static_assert(offsetof(struct libuffd_stats, prefetch_wasted) == STATS_LEAST,
+	       "what follows was added");
 
 _Static_assert(offsetof(struct libuffd_stats, prefetch_hits) ==
 		       offsetof(struct libuffd_stats, faults_missing) +
@@ -41,8 +42,10 @@ static void add_counters(struct libuffd_stats *st, const struct srv_counters *c)
 {
 	uint64_t *v = &st->faults_missing, max;
 
-	for (int i = 0; i < SRV_COUNTERS; i++)
+	for (int i = 0; i < SRV_IN_ORDER; i++)
 		v[i] += atomic_load_explicit(&c->v[i], memory_order_relaxed);
+	st->prefetch_wasted += atomic_load_explicit(&c->v[SRV_PREFETCH_WASTED],
+						    memory_order_relaxed);
 	for (int i = 0; i < LIBUFFD_LATENCY_BUCKETS; i++)
 		st->latency[i] += atomic_load_explicit(&c->latency[i], memory_order_relaxed);
 	st->latency_ns += atomic_load_explicit(&c->latency_ns, memory_order_relaxed);

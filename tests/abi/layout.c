@@ -145,7 +145,7 @@ AT(libuffd_request, region, 40);
 AT(libuffd_request, address, 48);
 AT(libuffd_request, reserved, 56);
 
-SAME(sizeof(struct libuffd_stats), 488);
+SAME(sizeof(struct libuffd_stats), 496);
 AT(libuffd_stats, faults_missing, 8);
 AT(libuffd_stats, faults_minor, 16);
 AT(libuffd_stats, faults_wp, 24);
@@ -175,6 +175,7 @@ AT(libuffd_stats, pages_present, 208);
 AT(libuffd_stats, latency_ns, 216);
 AT(libuffd_stats, latency_max_ns, 224);
 AT(libuffd_stats, latency, 232);
+AT(libuffd_stats, prefetch_wasted, 488);
 
 #if defined(KERNEL_FIRST) || defined(KERNEL_LAST)
 /* Names of ours and of the kernel's side by side, and equal where both have them. */

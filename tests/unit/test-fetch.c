@@ -457,6 +457,59 @@ static void what_is_under_way_is_told_of_its_region(void **state)
 	assert_int_equal(stats(other).in_flight + stats(other).queued, 0);
 }
 
+/* A window and a prefetch: of each two pages were there, or went, before the bytes came. */
+static void what_was_fetched_in_vain_is_counted(void **state)
+{
+	struct libuffd_stats st = LIBUFFD_STATS_INIT;
+	struct libuffd_region r;
+
+	(void)state;
+	up(4, LIBUFFD_FEATURE_EVENT_REMOVE);
+	r = region(0, 8, w.custom);
+	r.window = 4 * FK_PAGE;
+	assert_int_equal(libuffd_server_add_region(w.s, &r, &w.region), 0);
+	w.mm->page[2].content = w.mm->page[6].content = FK_BYTES;
+	assert_int_equal(libuffd_server_prefetch(w.s, w.region, 4 * FK_PAGE, 4 * FK_PAGE), 0);
+	touch(0, 0);
+	settle();
+	assert_int_equal(w.requests, 2);
+	drop(3, 5);
+	for (unsigned int i = 0; i < 2; i++)
+		answer(i, LIBUFFD_FETCHED_BYTES);
+	settle();
+	expect_served(&w.mm->thread[0]);
+	st = stats(w.region);
+	assert_int_equal(st.present, 2);
+	assert_int_equal(st.removed_in_flight, 2);
+	assert_int_equal(st.installed, 4);
+	assert_int_equal(st.prefetch_wasted, 4);
+	/* Who was built against what had no such figure gets what he knows. */
+	memset(&st, 0x5a, sizeof(st));
+	st.size = offsetof(struct libuffd_stats, prefetch_wasted);
+	assert_int_equal(libuffd_server_stats(w.s, w.region, &st), 0);
+	assert_int_equal(st.installed, 4);
+	assert_int_equal(st.prefetch_wasted, UINT64_C(0x5a5a5a5a5a5a5a5a));
+}
+
+/* Of a page that somebody has come for meanwhile nobody says so. */
+static void what_somebody_has_come_for_is_not_in_vain(void **state)
+{
+	(void)state;
+	up(4, 0);
+	add(1, w.custom);
+	fill(1, 1);
+	settle();
+	touch(0, 0);
+	settle();
+	w.mm->page[0].content = FK_BYTES;
+	answer(0, LIBUFFD_FETCHED_BYTES);
+	settle();
+	expect_served(&w.mm->thread[0]);
+	assert_int_equal(stats(w.region).present, 1);
+	assert_int_equal(stats(w.region).prefetch_hits, 1);
+	assert_int_equal(stats(w.region).prefetch_wasted, 0);
+}
+
 /* ---- What is complete is let go of ------------------------------------------------------------------- */
 
 static void add_that_leaves(uint64_t features)
@@ -517,6 +570,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(whoever_comes_in_the_same_batch_has_a_latency, down),
 	cmocka_unit_test_teardown(answers_for_removed_pages_are_counted_for_their_region, down),
 	cmocka_unit_test_teardown(what_is_under_way_is_told_of_its_region, down),
+	cmocka_unit_test_teardown(what_was_fetched_in_vain_is_counted, down),
+	cmocka_unit_test_teardown(what_somebody_has_come_for_is_not_in_vain, down),
 	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
 	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
 };
