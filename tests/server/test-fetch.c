@@ -389,6 +389,51 @@ static void an_unknown_address_does_not_end_the_space(void **state)
 	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
 }
 
+/*
+ * Of four pages the second is a file's and waits behind the third, which has the only slot and is not answered.
+ * Either loop may have them, and either may read that somebody has come for it.
+ */
+static void a_page_is_hurried_whichever_loop_hears_of_it(void **state)
+{
+	struct libuffd_source *part[2], *chain = NULL;
+	struct libuffd_request req;
+	struct libuffd_region r;
+	uint64_t region;
+	int fd;
+
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.threads = 2;
+	stage.opts.depth = 1;
+	stage_up(state, 64, MISSING, 0);
+	fd = memfd_create("fetch", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(fd, (off_t)stage.m.len), 0);
+	for (size_t i = 1; i < 64; i += 2)
+		assert_int_equal(pwrite(fd, data_page(i), stage.m.page, (off_t)(i * stage.m.page)),
+				 stage.m.page);
+	assert_int_equal(libuffd_source_file(fd, &part[0]), 0);
+	close(fd);
+	keep(part[0]);
+	part[1] = custom_source(ask_later);
+	assert_int_equal(libuffd_source_chain(part, 2, &chain), 0);
+	r = region_of(&stage.m, keep(chain));
+	region = add_region(&r);
+	turn_server();
+	for (size_t i = 0; i < 16; i++) {
+		uint64_t at = 4 * i * stage.m.page;
+
+		assert_int_equal(libuffd_server_prefetch(stage.s, region, at, 4 * stage.m.page), 0);
+		req = wait_asked(2 * i);
+		assert_int_equal(req.offset, at + 2 * stage.m.page);
+		join_faulter(start_faulter(mem_page(&stage.m, 4 * i + 1), false, 0));
+		expect_bytes(mem_page(&stage.m, 4 * i + 1), data_page(4 * i + 1), stage.m.page);
+		assert_int_equal(complete_right(part[1], &req), 0);
+		req = wait_asked(2 * i + 1);
+		assert_int_equal(complete_right(part[1], &req), 0);
+		assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	}
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+}
+
 #define OVERTAKES(depth) \
 	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
 
@@ -407,6 +452,7 @@ static const struct CMUnitTest tests[] = {
 	OVERTAKES(1),
 	OVERTAKES(2),
 	OVERTAKES(4),
+	OF_ENGINES(a_page_is_hurried_whichever_loop_hears_of_it, MEM_ANON),
 	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_ANON),
 	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_SHMEM_SHARED),
 	OF_ENGINES_WITH(an_unknown_address_does_not_end_the_space, MEM_ANON, 0),
