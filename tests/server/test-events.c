@@ -864,6 +864,21 @@ static void *answer_requests(void *arg)
 	}
 }
 
+static void start_answering(struct libuffd_source *src)
+{
+	atomic_store(&answers_end, false);
+	assert_int_equal(pthread_create(&answerer, NULL, answer_requests, src), 0);
+}
+
+static void stop_answering(void)
+{
+	pthread_mutex_lock(&stage.asked.lock);
+	atomic_store(&answers_end, true);
+	pthread_cond_broadcast(&stage.asked.came);
+	pthread_mutex_unlock(&stage.asked.lock);
+	pthread_join(answerer, NULL);
+}
+
 static void everything_at_once_loses_no_byte(void **state)
 {
 	struct libuffd_source *src[2];
@@ -878,8 +893,7 @@ static void everything_at_once_loses_no_byte(void **state)
 	stage_up(state, WORKERS * PAGES, MISSING, ALL_EVENTS);
 	src[0] = memory_source();
 	src[1] = custom_source(ask_later);
-	atomic_store(&answers_end, false);
-	assert_int_equal(pthread_create(&answerer, NULL, answer_requests, src[1]), 0);
+	start_answering(src[1]);
 	turn_server();
 	for (size_t i = 0; i < WORKERS; i++) {
 		struct libuffd_region r = region_of(&stage.m, src[i % 2]);
@@ -899,11 +913,7 @@ static void everything_at_once_loses_no_byte(void **state)
 		assert_int_equal(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
 	for (size_t i = 0; i < WORKERS; i++)
 		pthread_join(w[i].thread, NULL);
-	pthread_mutex_lock(&stage.asked.lock);
-	atomic_store(&answers_end, true);
-	pthread_cond_broadcast(&stage.asked.came);
-	pthread_mutex_unlock(&stage.asked.lock);
-	pthread_join(answerer, NULL);
+	stop_answering();
 	for (size_t i = 0; i < WORKERS; i++) {
 		munmap(w[i].at, len);
 		munmap(w[i].spare, len);
@@ -912,6 +922,376 @@ static void everything_at_once_loses_no_byte(void **state)
 		if (w[i].wrong)
 			fail_msg("worker %zu: %s", i, w[i].wrong);
 	assert_int_equal(final_stats(0).faults_unknown, 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
+}
+
+/* ---- And by several threads on the same memory ------------------------------------------------------------------------ */
+
+#define GANGS 1
+#define LOOKERS 2
+#define FRESH (2 * ROUNDS + 1)
+#define LEAST 4 /* pages that are left */
+#define MOST 24 /* pages that there ever were, with those that are gone */
+
+/*
+ * One thread changes the layout (there is one of them: what several do to each other is tried above), and knows
+ * what must stand where. Others look at any time: what they see
+ * between two changes must be right; what they see during one may be anything, but they must get on.
+ */
+struct gang {
+	pthread_t thread, looker[LOOKERS];
+	unsigned int seed;
+	atomic_uint lookers;
+	unsigned char *spare;
+	unsigned char *fresh; /* addresses where there never was anything */
+	off_t file_at;	      /* in the file behind it, where there is one */
+	size_t gone;	      /* pages at its beginning */
+	size_t given;	      /* pages behind these that no mremap has added */
+	uint64_t region;
+	struct libuffd_source **src; /* one of two */
+	const char *wrong;
+	_Atomic(const char *) seen_wrong;
+	atomic_bool end;
+
+	atomic_uint turn; /* odd: what follows is being changed */
+	_Atomic(unsigned char *) at;
+	atomic_size_t pages;
+	_Atomic(const unsigned char *) want[MOST]; /* a page's bytes; NULL: zeros */
+};
+
+static _Thread_local sigjmp_buf probe_env;
+
+static void on_probe(int sig)
+{
+	siglongjmp(probe_env, sig);
+}
+
+/* As touch(), where several threads do so: the handlers stay. */
+__attribute__((noinline)) static int probe(const unsigned char *at, unsigned char *byte)
+{
+	int sig = sigsetjmp(probe_env, 1);
+
+	if (!sig)
+		*byte = peek(at);
+	return sig;
+}
+
+static size_t gang_rand(struct gang *g, size_t below)
+{
+	return (size_t)rand_r(&g->seed) % below;
+}
+
+static void *gang_look(void *arg)
+{
+	struct gang *g = arg;
+	unsigned int seed = g->seed + 1000 * (1 + atomic_fetch_add(&g->lookers, 1));
+	size_t page = page_size();
+
+	while (!atomic_load(&g->end)) {
+		unsigned int turn = atomic_load(&g->turn);
+		unsigned char *at = atomic_load(&g->at);
+		size_t i = (size_t)rand_r(&seed) % atomic_load(&g->pages);
+		size_t in = (size_t)rand_r(&seed) % page;
+		const unsigned char *want = atomic_load(&g->want[i]);
+		unsigned char byte = 0;
+		int sig = probe(at + i * page + in, &byte);
+
+		if (turn & 1 || atomic_load(&g->turn) != turn)
+			continue;
+		if (sig || byte != (want ? want[in] : 0))
+			atomic_store(&g->seen_wrong, sig ? "a signal" : "a byte");
+	}
+	return NULL;
+}
+
+static bool gang_page_is_right(struct gang *g, size_t i)
+{
+	size_t page = page_size();
+	const unsigned char *p = atomic_load(&g->at) + i * page, *want = atomic_load(&g->want[i]);
+
+	return want ? first_difference(p, want, page) == page : is_zero(p, page);
+}
+
+static size_t gang_wrong_pages(struct gang *g)
+{
+	size_t wrong = 0;
+
+	for (size_t i = 0; i < atomic_load(&g->pages); i++)
+		wrong += !gang_page_is_right(g, i);
+	return wrong;
+}
+
+static void gang_fork(struct gang *g)
+{
+	int status = 0;
+	pid_t pid = bare_fork();
+
+	if (!pid)
+		bare_exit(gang_wrong_pages(g) ? 1 : 0);
+	if (pid < 0 || syscall(SYS_wait4, pid, &status, 0, NULL) != pid)
+		g->wrong = "fork";
+	else if (!WIFEXITED(status) || WEXITSTATUS(status))
+		g->wrong = "a child's bytes";
+}
+
+static void gang_drop(struct gang *g)
+{
+	size_t first = gang_rand(g, atomic_load(&g->pages)), n = 1 + gang_rand(g, 3);
+
+	if (n > atomic_load(&g->pages) - first)
+		n = atomic_load(&g->pages) - first;
+	if (madvise(atomic_load(&g->at) + first * page_size(), n * page_size(),
+		    advice_of(stage.m.kind)))
+		g->wrong = "madvise";
+	for (size_t i = first; i < first + n; i++)
+		atomic_store(&g->want[i], NULL);
+}
+
+static void gang_spare(struct gang *g)
+{
+	g->spare = mmap(NULL, MOST * page_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (g->spare == MAP_FAILED)
+		g->wrong = "mmap";
+}
+
+/* Where it was stays mapped for a while or not, and is zeros then. */
+static void gang_move(struct gang *g, bool stays)
+{
+	size_t page = page_size(), n = atomic_load(&g->pages);
+	unsigned char *old = atomic_load(&g->at);
+	int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (stays ? MREMAP_DONTUNMAP : 0);
+
+	if (mremap(old, n * page, n * page, flags, g->spare) != g->spare) {
+		g->wrong = "mremap";
+		return;
+	}
+	atomic_store(&g->at, g->spare);
+	if (n < MOST)
+		munmap(g->spare + n * page, (MOST - n) * page);
+	gang_spare(g);
+	if (!stays)
+		return;
+	if (!is_zero(old + gang_rand(g, n) * page, page))
+		g->wrong = "what was left behind";
+	if (munmap(old, n * page))
+		g->wrong = "munmap";
+}
+
+static void gang_resize(struct gang *g, size_t n)
+{
+	size_t page = page_size(), before = atomic_load(&g->pages);
+	unsigned char *at = mremap(atomic_load(&g->at), before * page, n * page, MREMAP_MAYMOVE);
+
+	if (at == MAP_FAILED) {
+		g->wrong = "mremap to another length";
+		return;
+	}
+	for (size_t i = before; i < n; i++)
+		atomic_store(&g->want[i], NULL);
+	if (g->given > n)
+		g->given = n;
+	atomic_store(&g->at, at);
+	atomic_store(&g->pages, n);
+}
+
+/* Some pages at one of its ends. */
+static void gang_unmap(struct gang *g, size_t n, bool front)
+{
+	size_t page = page_size(), left = atomic_load(&g->pages) - n;
+	unsigned char *at = atomic_load(&g->at);
+
+	if (munmap(front ? at : at + left * page, n * page))
+		g->wrong = "munmap";
+	if (front) {
+		for (size_t i = 0; i < left; i++)
+			atomic_store(&g->want[i], atomic_load(&g->want[i + n]));
+		atomic_store(&g->at, at + n * page);
+		g->gone += n;
+		g->given -= n;
+	} else if (g->given > left) {
+		g->given = left;
+	}
+	atomic_store(&g->pages, left);
+}
+
+/* Other memory with other bytes. Nobody can touch it before it is registered. */
+static void gang_begin(struct gang *g)
+{
+	size_t page = page_size(), len = PAGES * page;
+	size_t offset = gang_rand(g, stage.m.len / page - PAGES) * page;
+	bool file = stage.m.kind != MEM_ANON;
+	int flags = MAP_FIXED | (mem_is_shared(stage.m.kind) ? MAP_SHARED : MAP_PRIVATE);
+	unsigned char *at = mmap(g->fresh, len, PROT_NONE, flags | (file ? 0 : MAP_ANONYMOUS),
+				 file ? stage.m.memfd : -1, file ? g->file_at : 0);
+	struct libuffd_region r = region_of(&stage.m, g->src[gang_rand(g, 2)]);
+
+	if (at == MAP_FAILED) {
+		g->wrong = "mmap";
+		return;
+	}
+	g->fresh += len;
+	r.flags |= LIBUFFD_REGION_GROWS;
+	r.start = (uintptr_t)at;
+	r.len = len;
+	r.offset = offset;
+	r.window = gang_rand(g, 2) * 4 * page;
+	if (libuffd_server_add_region(stage.s, &r, &g->region))
+		g->wrong = "add_region";
+	if (mprotect(at, len, PROT_READ | PROT_WRITE))
+		g->wrong = "mprotect";
+	for (size_t i = 0; i < PAGES; i++)
+		atomic_store(&g->want[i], stage.data + offset + i * page);
+	g->gone = 0;
+	g->given = PAGES;
+	atomic_store(&g->at, at);
+	atomic_store(&g->pages, PAGES);
+}
+
+static void gang_unmap_all(struct gang *g)
+{
+	int ret;
+
+	if (munmap(atomic_load(&g->at), atomic_load(&g->pages) * page_size()))
+		g->wrong = "munmap of all";
+	ret = libuffd_server_remove_region(stage.s, g->region);
+	if (ret && ret != -ENOENT)
+		g->wrong = "remove_region";
+	/* What others mapped would be there for who maps it next. */
+	if (mem_is_shared(stage.m.kind) &&
+	    fallocate(stage.m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, g->file_at,
+		      (off_t)(MOST * page_size())))
+		g->wrong = "fallocate";
+}
+
+/* What does not fit the length that is left is passed over. */
+static void gang_change(struct gang *g, size_t what)
+{
+	size_t n = atomic_load(&g->pages), by = 1 + gang_rand(g, 3);
+	bool shared = mem_is_shared(stage.m.kind);
+
+	switch (what) {
+	case 0:
+		gang_fork(g);
+		break;
+	case 1:
+		gang_drop(g);
+		break;
+	case 2:
+		gang_move(g, false);
+		break;
+	case 3:
+		/* Of other memory than this only since 5.13, and a file's is not gone. */
+		gang_move(g, stage.m.kind == MEM_ANON);
+		break;
+	case 4:
+		if (n >= LEAST + by)
+			gang_resize(g, n - by);
+		break;
+	case 5:
+		/* What a file has there already is no zeros. */
+		if (!shared && g->gone + n + by <= MOST)
+			gang_resize(g, n + by);
+		break;
+	case 6:
+		if (n >= LEAST + by)
+			gang_unmap(g, by, g->given > by && gang_rand(g, 2));
+		break;
+	default:
+		gang_unmap_all(g);
+		gang_begin(g);
+	}
+}
+
+static void *gang_work(void *arg)
+{
+	struct gang *g = arg;
+
+	for (int i = 0; i < 2 * ROUNDS && !g->wrong; i++) {
+		size_t what = gang_rand(g, 16);
+
+		if (what < 8) {
+			atomic_fetch_add(&g->turn, 1);
+			gang_change(g, what);
+			atomic_fetch_add(&g->turn, 1);
+		} else if (!gang_page_is_right(g, gang_rand(g, atomic_load(&g->pages)))) {
+			g->wrong = "a page's bytes";
+		}
+	}
+	if (!g->wrong && gang_wrong_pages(g))
+		g->wrong = "pages' bytes at the end";
+	return NULL;
+}
+
+static void gang_start(struct gang *g)
+{
+	for (size_t i = 0; i < LOOKERS; i++)
+		assert_int_equal(pthread_create(&g->looker[i], NULL, gang_look, g), 0);
+	assert_int_equal(pthread_create(&g->thread, NULL, gang_work, g), 0);
+}
+
+static void gang_end(struct gang *g)
+{
+	pthread_join(g->thread, NULL);
+	atomic_store(&g->end, true);
+	for (size_t i = 0; i < LOOKERS; i++)
+		pthread_join(g->looker[i], NULL);
+	munmap(atomic_load(&g->at), atomic_load(&g->pages) * page_size());
+	munmap(g->spare, MOST * page_size());
+}
+
+static void many_on_the_same_memory_see_no_wrong_byte(void **state)
+{
+	struct sigaction sa = { .sa_handler = on_probe }, segv, bus;
+	static struct gang gang[GANGS];
+	struct libuffd_source *src[2];
+	unsigned char *fresh;
+	unsigned int seed = (unsigned int)getpid() * 131 + stage_engine(state);
+
+	memset(gang, 0, sizeof(gang));
+	printf("# seed: %u\n", seed);
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = stage_more(state);
+	stage_up(state, GANGS * MOST, MISSING, ALL_EVENTS);
+	src[0] = memory_source();
+	src[1] = custom_source(ask_later);
+	fresh = mmap(NULL, GANGS * FRESH * PAGES * page_size(), PROT_NONE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_ptr_not_equal(fresh, MAP_FAILED);
+	for (size_t i = 0; i < GANGS; i++) {
+		gang[i].seed = seed + (unsigned int)i;
+		gang[i].src = src;
+		gang[i].file_at = (off_t)(i * MOST * page_size());
+		gang[i].fresh = fresh + i * FRESH * PAGES * page_size();
+		gang_spare(&gang[i]);
+		gang_begin(&gang[i]);
+		assert_null(gang[i].wrong);
+	}
+	start_answering(src[1]);
+	turn_server();
+	sigaction(SIGSEGV, &sa, &segv);
+	sigaction(SIGBUS, &sa, &bus);
+	for (size_t i = 0; i < GANGS; i++)
+		gang_start(&gang[i]);
+	for (size_t i = 0; i < GANGS; i++)
+		gang_end(&gang[i]);
+	sigaction(SIGSEGV, &segv, NULL);
+	sigaction(SIGBUS, &bus, NULL);
+	stop_answering();
+	/* What was used of these addresses somebody else may have by now. */
+	for (size_t i = 0; i < GANGS; i++) {
+		unsigned char *end = fresh + (i + 1) * FRESH * PAGES * page_size();
+
+		munmap(gang[i].fresh, (size_t)(end - gang[i].fresh));
+	}
+	for (size_t i = 0; i < GANGS; i++) {
+		if (gang[i].wrong)
+			fail_msg("gang %zu: %s", i, gang[i].wrong);
+		if (atomic_load(&gang[i].seen_wrong))
+			fail_msg("gang %zu: a looker saw %s", i, atomic_load(&gang[i].seen_wrong));
+	}
+	final_stats(0);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_UNKNOWN), 0);
 	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
 	assert_int_equal(notices_of(LIBUFFD_NOTICE_ERROR), 0);
 }
@@ -957,6 +1337,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(signals_make_faults_come_twice_and_no_more),
 	OF_ENGINES_WITH(everything_at_once_loses_no_byte, MEM_ANON, 0),
 	OF_ENGINES_WITH(everything_at_once_loses_no_byte, MEM_ANON, 2),
+	OF_SMALL_WITH(many_on_the_same_memory_see_no_wrong_byte, 0),
+	OF_SMALL_WITH(many_on_the_same_memory_see_no_wrong_byte, 2),
 };
 
 KERNEL_MAIN("server-events", tests, reserve_huge_pages, NULL)
