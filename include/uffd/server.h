@@ -268,8 +268,9 @@ struct libuffd_region {
 
 /*
  * Serve a range. *@region gets its id. May be called while the space is served: faults that waited there
- * as unknown are looked at again. Registering comes last:
- * no other error leaves the range registered.
+ * as unknown are looked at again. Registering comes last: no other error leaves the range registered.
+ * In a space with events of the layout it waits for the turn that the loop is in, unless it is called from a
+ * callback, so do not hold what a callback waits for: what was unmapped there just before has been applied then.
  *   -EINVAL   NULL, bad size, unknown flag, mode or policy; unaligned, empty or wrapping range; no source for
  *             MISSING; WP without MODE_WP; a source for MINOR without alias; an alias without MINOR; `written`
  *             in a space with FEATURE_SIGBUS, where no write is told; a number beyond its limit; or as

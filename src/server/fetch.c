@@ -630,6 +630,17 @@ static void await_turn(struct libuffd_server *s, struct srv_loop *loop)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void srv_await_events(struct srv_space *sp)
+{
+	struct libuffd_server *s = sp->server;
+
+	if (!sp->ordered || srv_loop_here(s))
+		return;
+	atomic_fetch_add(&s->waiters, 1);
+	await_turn(s, sp->home);
+	atomic_fetch_sub(&s->waiters, 1);
+}
+
 void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_space *sp)
 {
 	struct srv_loop *here = srv_loop_here(s);

@@ -326,6 +326,7 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	else
 		ret = region_new(&cfg, &made);
 	if (ret == 0) {
+		srv_await_events(sp);
 		ret = check_and_serve(s, sp, made);
 		if (ret == 0)
 			*region = made->id;

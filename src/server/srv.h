@@ -473,6 +473,11 @@ void srv_fetch_arrived(struct srv_fetch *f, int result, void *buf);
  * more. A thread of the server's own does not wait for others, nor, from within a callback, for reads.
  */
 void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_space *sp);
+/*
+ * Wait until the events that have been read of the space are applied: the thread that caused one has gone on when it
+ * was read, and may be here already. Loops do not wait for themselves.
+ */
+void srv_await_events(struct srv_space *sp);
 
 /* What a port's userfaultfd had to say: events first, then faults. */
 void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n);

@@ -1121,8 +1121,8 @@ static void gang_begin(struct gang *g)
 	size_t page = page_size(), len = PAGES * page;
 	size_t offset = gang_rand(g, stage.m.len / page - PAGES) * page;
 	bool file = stage.m.kind != MEM_ANON;
-	int flags = MAP_FIXED | (mem_is_shared(stage.m.kind) ? MAP_SHARED : MAP_PRIVATE);
-	unsigned char *at = mmap(g->fresh, len, PROT_NONE, flags | (file ? 0 : MAP_ANONYMOUS),
+	int flags = (mem_is_shared(stage.m.kind) ? MAP_SHARED : MAP_PRIVATE);
+	unsigned char *at = mmap(NULL, len, PROT_NONE, flags | (file ? 0 : MAP_ANONYMOUS),
 				 file ? stage.m.memfd : -1, file ? g->file_at : 0);
 	struct libuffd_region r = region_of(&stage.m, g->src[gang_rand(g, 2)]);
 
@@ -1130,7 +1130,6 @@ static void gang_begin(struct gang *g)
 		g->wrong = "mmap";
 		return;
 	}
-	g->fresh += len;
 	r.flags |= LIBUFFD_REGION_GROWS;
 	r.start = (uintptr_t)at;
 	r.len = len;
