@@ -277,7 +277,8 @@ struct libuffd_region {
  *             libuffd_register()
  *   -E2BIG    newer than the library
  *   -ENOENT   no such space, or it has failed; or without REGISTER, the range is not registered with any userfaultfd
- *   -EEXIST   a part of the range belongs to a region already
+ *   -EEXIST   a part of the range belongs to a region already. If another thread is just unmapping that, it is waited
+ *             for, though only about a second where nobody turns the loop
  *   -ERANGE   the source ends before the region does
  *   -EDEADLK  memory of this process that the server reads (a memory source's) or writes (an alias) lies in a
  *             region of the server's, or is registered with a userfaultfd that is attached to it, so that the

@@ -3,6 +3,7 @@
 #include "srv.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,6 +18,7 @@ _Static_assert(sizeof(struct libuffd_space_opts) == SPACE_LEAST, "grown: keep SP
 #define REGION_LEAST 128
 _Static_assert(sizeof(struct libuffd_region) == REGION_LEAST, "grown: keep REGION_LEAST");
 #define MOST_RETRIES 1000
+#define VACATING_TRIES 1000 /* and pauses of a millisecond */
 #define DEFAULT_RETRY_NS UINT64_C(1000000)
 #define MOST_RETRY_NS UINT64_C(60000000000)
 #define MOST_WINDOW (UINT64_C(32) << 20)
@@ -298,11 +300,47 @@ static int check_and_serve(struct libuffd_server *s, struct srv_space *sp, struc
 	return ret;
 }
 
+static int try_to_serve(struct libuffd_server *s, struct srv_space *sp,
+			const struct libuffd_region *cfg, uint64_t *region)
+{
+	struct srv_region *made;
+	int ret = region_new(cfg, &made);
+
+	if (ret < 0)
+		return ret;
+	ret = check_and_serve(s, sp, made);
+	if (ret == 0)
+		*region = made->id;
+	srv_region_unref(made);
+	return ret;
+}
+
+/*
+ * munmap() in another thread gives the addresses away before the kernel tells of it, and what has been there is
+ * known until then. As long as there is something to be told all answers are EAGAIN. Whoever steps the server may
+ * never do so again.
+ */
+static int serve_when_vacated(struct libuffd_server *s, struct srv_space *sp,
+			      const struct libuffd_region *cfg, uint64_t *region)
+{
+	bool changing;
+	int ret;
+
+	for (unsigned int tries = 0;; tries++) {
+		/* In this order: what has been told by the first look is applied by the end of the wait. */
+		changing = srv_space_is_changing(sp, cfg->start);
+		srv_await_events(sp);
+		ret = try_to_serve(s, sp, cfg, region);
+		if (ret != -EEXIST || !changing || srv_loop_here(s) || tries == VACATING_TRIES)
+			return ret;
+		poll(NULL, 0, 1);
+	}
+}
+
 int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_region *r,
 			      uint64_t *region)
 {
 	struct libuffd_region cfg;
-	struct srv_region *made;
 	struct srv_space *sp;
 	int ret;
 
@@ -324,14 +362,7 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	else if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
 		ret = -EINVAL; /* nobody would call it */
 	else
-		ret = region_new(&cfg, &made);
-	if (ret == 0) {
-		srv_await_events(sp);
-		ret = check_and_serve(s, sp, made);
-		if (ret == 0)
-			*region = made->id;
-		srv_region_unref(made);
-	}
+		ret = serve_when_vacated(s, sp, &cfg, region);
 	srv_space_unref(sp);
 	return ret;
 }

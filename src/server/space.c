@@ -163,6 +163,14 @@ int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page)
 	return ret == -ENOENT || ret == -ESRCH || ret == -EBADF || ret == -ENOTTY ? ret : 0;
 }
 
+bool srv_space_is_changing(const struct srv_space *sp, uint64_t address)
+{
+	size_t done;
+
+	return sp->ordered && libuffd_copy(sp->u, address, sp->server->trap, sp->page_size,
+					   LIBUFFD_COPY_DONTWAKE, &done) == -EAGAIN;
+}
+
 /*
  * Whatever is there, or is not: that the process has exited the kernel says first. A child that has unmapped all
  * that it had of its parent's is one like others.

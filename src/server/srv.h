@@ -604,6 +604,8 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error);
  * -EBADF, -ENOTTY. Changes nothing.
  */
 int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page);
+/* Events are still to be read, or have just been. */
+bool srv_space_is_changing(const struct srv_space *sp, uint64_t address);
 /* Nobody tells that a child has exited: look, now and then. */
 void srv_children_probe(struct srv_loop *loop);
 /* The server is being freed, and no thread turns it any more. */

@@ -2,6 +2,8 @@
 /* The server while the program drops, moves, unmaps and forks what is served. */
 #include "server.h"
 
+#include <semaphore.h>
+
 #define REMOVES LIBUFFD_FEATURE_EVENT_REMOVE
 #define REMAPS (LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_UNMAP)
 #define FORKS LIBUFFD_FEATURE_EVENT_FORK
@@ -350,6 +352,62 @@ static void what_a_move_leaves_behind_is_zeros(void **state)
 	assert_true(is_zero(stage.m.addr, stage.m.len));
 	expect_bytes(stage.other.addr, stage.data, stage.m.len);
 	assert_int_equal(final_stats(0).faults_unknown, 0);
+}
+
+static sem_t loop_may_go_on;
+
+/* Ask what is asked once the loop has been held as long as it is to be. */
+static void ask_and_hold(void *ctx, const struct libuffd_request *req)
+{
+	ask_later(ctx, req);
+	sem_wait(&loop_may_go_on);
+}
+
+static int add_zeros_there(struct call *c)
+{
+	struct libuffd_region r = region_of(&stage.m, stage.source[0]);
+	uint64_t id;
+
+	(void)c;
+	return -libuffd_server_add_region(stage.s, &r, &id);
+}
+
+/* The addresses are free before anybody is told that what was there has gone. */
+static void what_was_there_before_is_not_in_the_way(void **state)
+{
+	struct call adding = { .fn = add_zeros_there };
+	struct libuffd_request req;
+	struct libuffd_region r;
+	struct faulter *f;
+
+	sem_init(&loop_may_go_on, 0, 0);
+	stage_up(state, 2, MISSING, REMAPS);
+	mem_map(&stage.other, MEM_ANON, 1);
+	zero_source();
+	add_memory_region();
+	r = region_of(&stage.other, custom_source(ask_and_hold));
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+	f = start_faulter(stage.other.addr, false, 0);
+	req = wait_asked(0);
+	munmap_start(&stage.call, stage.m.addr, stage.m.len);
+	stage.calling = true;
+	wait_readable(stage.u);
+	assert_ptr_equal(mmap(stage.m.addr, stage.m.len, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+			 stage.m.addr);
+	call_start(&adding);
+	wait_thread_state(&adding.tid, 'S');
+	sem_post(&loop_may_go_on);
+	assert_int_equal(call_join(&adding), 0);
+	assert_int_equal(join_call(), 0);
+	assert_int_equal(complete_right(r.source, &req), 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, stage.data[0]);
+	assert_true(is_zero(stage.m.addr, stage.m.len));
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+	sem_destroy(&loop_may_go_on);
 }
 
 /*
@@ -935,9 +993,9 @@ static void everything_at_once_loses_no_byte(void **state)
 #define MOST 24 /* pages that there ever were, with those that are gone */
 
 /*
- * One thread changes the layout (there is one of them: what several do to each other is tried above), and knows
- * what must stand where. Others look at any time: what they see
- * between two changes must be right; what they see during one may be anything, but they must get on.
+ * One thread changes the layout, and knows what must stand where. Others look at any time: what they see between
+ * two changes must be right; what they see during one may be anything, but they must get on. (Of several who take
+ * each other's addresses the kernel tells in no order: what can be made of that heirs.c and moves.c say.)
  */
 struct gang {
 	pthread_t thread, looker[LOOKERS];
@@ -1315,6 +1373,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES_WITH(what_is_added_in_moving_is_zeros_or_unknown, MEM_ANON, false),
 	OF_ALL(shrinking_takes_the_end_away_only),
 	OF_ENGINES(what_a_move_leaves_behind_is_zeros, MEM_ANON),
+	OF_ENGINES(what_was_there_before_is_not_in_the_way, MEM_ANON),
 	OF_ENGINES(an_unmap_that_comes_late_takes_nothing_else, MEM_ANON),
 	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 0),
 	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 4),
