@@ -543,7 +543,7 @@ struct libuffd_stats {
 	uint64_t duplicates;	    /* of these, while the page was on its way */
 	uint64_t bytes;		    /* installed */
 	uint64_t installed;	    /* pages */
-	uint64_t zeros;		    /* of these, zero pages */
+	uint64_t zeros;		    /* of these, zero pages, also such as were there already */
 	uint64_t present;	    /* pages that were there already */
 	uint64_t deferred;	    /* answers put off because the layout was changing */
 	uint64_t retries;	    /* attempts at these */
