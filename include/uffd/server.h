@@ -87,9 +87,14 @@ struct libuffd_notice {
 
 struct libuffd_server_opts {
 	uint32_t size;
-	uint32_t flags;	    /* none yet */
-	uint32_t engine;    /* LIBUFFD_ENGINE_* */
-	uint32_t threads;   /* own threads, at most 256; 0: the caller steps */
+	uint32_t flags;	 /* none yet */
+	uint32_t engine; /* LIBUFFD_ENGINE_* */
+	/*
+	 * Own threads, at most 256; 0: the caller steps. All of them read and answer a userfaultfd without events of
+	 * the layout. One with such events is one thread's alone, since an answer must not overtake an event; several
+	 * are spread over the threads.
+	 */
+	uint32_t threads;
 	uint32_t placement; /* LIBUFFD_PLACE_* */
 	/*
 	 * Most reads in flight, per thread; 0: 64; at most 4096. A quarter of them, at least one, is for faults: what
@@ -201,7 +206,10 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
 #define LIBUFFD_REGION_REGISTER (1u << 0)
 /* Install pages write-protected. Needs MODE_WP. */
 #define LIBUFFD_REGION_WP (1u << 1)
-/* What mremap adds at the end of it reads as zeros; without this it is an unknown address. */
+/*
+ * What mremap adds at the end of it reads as zeros; without this it is an unknown address. The kernel does not tell of
+ * it, so this holds for all from the end to the next region, and as long as something before it is mapped still.
+ */
 #define LIBUFFD_REGION_GROWS (1u << 2)
 /*
  * When every page has been supplied, or removed by the program, unregister the range: it runs at native speed

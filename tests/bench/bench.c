@@ -107,12 +107,17 @@ void drop(void *p, size_t len)
 		die("MADV_DONTNEED: %s", strerror(errno));
 }
 
+/* Once as huge pages, and once as small ones: the kernel keeps them apart, and gives back what it got last. */
 void warm(size_t len)
 {
-	unsigned char *p = map(len);
+	for (int huge = 1; huge >= 0; huge--) {
+		unsigned char *p = map(len);
 
-	memset(p, 1, len);
-	munmap(p, len);
+		if (huge)
+			madvise(p, len, MADV_HUGEPAGE);
+		memset(p, 1, len);
+		munmap(p, len);
+	}
 }
 
 unsigned char *map_filled(size_t len)

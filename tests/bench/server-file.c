@@ -65,15 +65,14 @@ static struct reading prepare(void)
 				 .record = -1 };
 }
 
+/* Before each leg: what one left is cold again, for the host, by the time that the next but one begins. */
 static void temper(const struct reading *r)
 {
-	const char *why;
+	const char *why = r->cold ? paper_chill(r->paper) : NULL;
 
-	if (!r->cold)
-		return;
-	why = paper_chill(r->paper);
 	if (why)
 		die("the file does not leave the page cache any more: %s", why);
+	warm(2 * file_pages() * page);
 }
 
 static double touch_reading(const struct reading *r)
@@ -334,6 +333,7 @@ static double populate_by_hand(void *context)
 	double begin;
 
 	arena_empty(a);
+	temper(r);
 	watch(u, a->mem, a->pages * page, LIBUFFD_MODE_MISSING);
 	begin = now();
 	for (size_t at = 0; at < a->pages * page; at += len) {
@@ -357,6 +357,7 @@ static double populate_by_server(void *context)
 	struct at_work w;
 	double begin;
 
+	temper(r);
 	server_begin(&w, &how);
 	begin = now();
 	must("libuffd_server_fill", libuffd_server_fill(w.s, w.region[0], r->fill));
