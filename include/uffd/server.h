@@ -277,16 +277,16 @@ struct libuffd_region {
 /*
  * Serve a range. *@region gets its id. May be called while the space is served: faults that waited there
  * as unknown are looked at again. Registering comes last: no other error leaves the range registered.
- * In a space with events of the layout it waits for the turn that the loop is in, unless it is called from a
- * callback, so do not hold what a callback waits for: what was unmapped there just before has been applied then.
+ * In a space with events of the layout it waits, unless it is called from a callback, until what was unmapped there
+ * just before, by whatever thread, has been told and applied (about a second, if nobody turns the loop): so do not
+ * hold what a callback waits for.
  *   -EINVAL   NULL, bad size, unknown flag, mode or policy; unaligned, empty or wrapping range; no source for
  *             MISSING; WP without MODE_WP; a source for MINOR without alias; an alias without MINOR; `written`
  *             in a space with FEATURE_SIGBUS, where no write is told; a number beyond its limit; or as
  *             libuffd_register()
  *   -E2BIG    newer than the library
  *   -ENOENT   no such space, or it has failed; or without REGISTER, the range is not registered with any userfaultfd
- *   -EEXIST   a part of the range belongs to a region already. If another thread is just unmapping that, it is waited
- *             for, though only about a second where nobody turns the loop
+ *   -EEXIST   a part of the range belongs to a region already
  *   -ERANGE   the source ends before the region does
  *   -EDEADLK  memory of this process that the server reads (a memory source's) or writes (an alias) lies in a
  *             region of the server's, or is registered with a userfaultfd that is attached to it, so that the

@@ -300,39 +300,21 @@ static int check_and_serve(struct libuffd_server *s, struct srv_space *sp, struc
 	return ret;
 }
 
-static int try_to_serve(struct libuffd_server *s, struct srv_space *sp,
-			const struct libuffd_region *cfg, uint64_t *region)
-{
-	struct srv_region *made;
-	int ret = region_new(cfg, &made);
-
-	if (ret < 0)
-		return ret;
-	ret = check_and_serve(s, sp, made);
-	if (ret == 0)
-		*region = made->id;
-	srv_region_unref(made);
-	return ret;
-}
-
 /*
- * munmap() in another thread gives the addresses away before the kernel tells of it, and what has been there is
- * known until then. As long as there is something to be told all answers are EAGAIN. Whoever steps the server may
- * never do so again.
+ * munmap() in another thread gives the addresses away before the kernel tells of it: what has been there is known
+ * until then, and what is added now would be taken for it. As long as there is something to be told all answers are
+ * EAGAIN. Whoever steps the server may never do so again.
  */
-static int serve_when_vacated(struct libuffd_server *s, struct srv_space *sp,
-			      const struct libuffd_region *cfg, uint64_t *region)
+static void wait_until_vacated(struct libuffd_server *s, struct srv_space *sp, uint64_t address)
 {
 	bool changing;
-	int ret;
 
-	for (unsigned int tries = 0;; tries++) {
-		/* In this order: what has been told by the first look is applied by the end of the wait. */
-		changing = srv_space_is_changing(sp, cfg->start);
+	for (unsigned int tries = 0; tries < VACATING_TRIES; tries++) {
+		/* In this order: what has been told by the look is applied by the end of the wait. */
+		changing = srv_space_is_changing(sp, address);
 		srv_await_events(sp);
-		ret = try_to_serve(s, sp, cfg, region);
-		if (ret != -EEXIST || !changing || srv_loop_here(s) || tries == VACATING_TRIES)
-			return ret;
+		if (!changing || srv_loop_here(s))
+			return;
 		poll(NULL, 0, 1);
 	}
 }
@@ -341,6 +323,7 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 			      uint64_t *region)
 {
 	struct libuffd_region cfg;
+	struct srv_region *made;
 	struct srv_space *sp;
 	int ret;
 
@@ -362,7 +345,14 @@ int libuffd_server_add_region(struct libuffd_server *s, const struct libuffd_reg
 	else if (cfg.written && sp->features & LIBUFFD_FEATURE_SIGBUS)
 		ret = -EINVAL; /* nobody would call it */
 	else
-		ret = serve_when_vacated(s, sp, &cfg, region);
+		ret = region_new(&cfg, &made);
+	if (ret == 0) {
+		wait_until_vacated(s, sp, cfg.start);
+		ret = check_and_serve(s, sp, made);
+		if (ret == 0)
+			*region = made->id;
+		srv_region_unref(made);
+	}
 	srv_space_unref(sp);
 	return ret;
 }
