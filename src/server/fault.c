@@ -387,8 +387,8 @@ static void hurry_others(struct srv_port *port, const struct srv_pages *pages, u
 	pthread_mutex_lock(&sp->server->lock);
 	pthread_mutex_lock(&sp->lock);
 	for (struct srv_port *to = sp->ports; to; to = to->sibling) {
-		if (to == port || to->nwanted == SRV_WANTED ||
-		    !(atomic_load(&to->loop->background) || atomic_load(&to->loop->queued)))
+		/* It lives from before its pages were pending; that it is queued is seen later. */
+		if (to == port || to->nwanted == SRV_WANTED || !atomic_load(&to->loop->live))
 			continue;
 		to->wanted[to->nwanted++] = (struct srv_wanted){ pages, i, arrived };
 		if (to->hurrying)
