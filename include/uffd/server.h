@@ -387,7 +387,7 @@ struct libuffd_fill_opts {
 	uint32_t size;
 	uint32_t flags; /* none yet */
 	uint32_t
-		depth; /* fetches at a time, within the server's depth; 0: 8, or 4 of 2 MiB and more */
+		depth; /* fetches at a time, within the server's depth; 0: 8, or 2 of 2 MiB and more */
 	uint32_t reserved;
 	uint64_t chunk; /* bytes of one fetch; 0: see below; a power of two, at most 32 MiB */
 	uint64_t rate;	/* bytes per second; 0: as fast as it goes */

@@ -18,13 +18,13 @@
 #include "sized.h"
 #include "srv.h"
 
-#define CHUNK (256u << 10)	       /* bytes of one background fetch */
-#define CHUNK_MOVED SRV_MOVE_LEN       /* where they can be moved */
-#define CHUNK_MAX (32u << 20)	       /* most that a caller may ask for */
-#define DEPTH 8			       /* fetches of a fill at a time */
-#define DEPTH_MOVED 4		       /* of CHUNK_MOVED */
-#define FILL_OPTS_LEAST 32	       /* the first release's struct libuffd_fill_opts */
-#define LOOKS 64		       /* pieces looked at before faults have their turn */
+#define CHUNK (256u << 10)	 /* bytes of one background fetch */
+#define CHUNK_MOVED SRV_MOVE_LEN /* where they can be moved */
+#define CHUNK_MAX (32u << 20)	 /* most that a caller may ask for */
+#define DEPTH 8			 /* fetches of a fill at a time */
+#define DEPTH_MOVED 2		 /* of CHUNK_MOVED: what is in flight holds up faults at the disk */
+#define FILL_OPTS_LEAST 32	 /* the first release's struct libuffd_fill_opts */
+#define LOOKS 64		 /* pieces looked at before faults have their turn */
 #define LOOK_PAGES ((uint64_t)1 << 20) /* pages searched under the space's lock */
 #define BURST_NS 10000000u	       /* what a fill may catch up on */
 #define NO_MEMORY_NS 1000000u	       /* before the next attempt */

@@ -1122,7 +1122,7 @@ static void a_fill_that_nobody_tells_how_does_what_is_best(void **state)
 	r->source = &a_file;
 	expect_chunk(copied, 8);
 	w.space[1].movable = true;
-	expect_chunk(moved, 4);
+	expect_chunk(moved, 2);
 	r->source = &no_file;
 	expect_chunk(copied, 8);
 	r->source = &a_file;
@@ -1135,7 +1135,7 @@ static void a_fill_that_nobody_tells_how_does_what_is_best(void **state)
 	w.loop[0].pool.small_pages = true;
 	expect_chunk(copied, 8);
 	w.loop[0].pool.small_pages = false;
-	expect_chunk(moved, 4);
+	expect_chunk(moved, 2);
 	server_free();
 }
 
