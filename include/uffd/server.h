@@ -277,9 +277,10 @@ struct libuffd_region {
 /*
  * Serve a range. *@region gets its id. May be called while the space is served: faults that waited there
  * as unknown are looked at again. Registering comes last: no other error leaves the range registered.
- * In a space with events of the layout it waits, unless it is called from a callback, until what was unmapped there
- * just before, by whatever thread, has been told and applied (about a second, if nobody turns the loop): so do not
- * hold what a callback waits for.
+ * In a space with events of the layout it waits until what was unmapped there just before, by whatever thread, has
+ * been told and applied (about a second, if nobody turns the loop): so do not hold what a callback waits for. A callback,
+ * and the thread that steps the server, cannot wait for themselves: another thread's munmap() of these addresses
+ * that is told later takes the region's pages.
  *   -EINVAL   NULL, bad size, unknown flag, mode or policy; unaligned, empty or wrapping range; no source for
  *             MISSING; WP without MODE_WP; a source for MINOR without alias; an alias without MINOR; `written`
  *             in a space with FEATURE_SIGBUS, where no write is told; a number beyond its limit; or as

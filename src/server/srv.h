@@ -653,9 +653,9 @@ void srv_record_free(struct libuffd_server *s);
 #define SRV_GATE_SLOTS 16
 
 /*
- * Who looks at memory that somebody may take away: signal handlers, at the list of regions and at the bytes of
- * a memory source. (Loops are waited for otherwise: fetch.c.) To go in and out takes no lock, and who takes the memory away waits until those
- * have left who may have seen it.
+ * Who looks at memory that somebody may take away: signal handlers, at the list of regions and at the bytes of a
+ * memory source. (Loops are waited for otherwise: fetch.c.) To go in and out takes no lock, and who takes the memory
+ * away waits until those have left who may have seen it.
  */
 struct srv_gate {
 	struct {
