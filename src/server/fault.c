@@ -378,18 +378,26 @@ static void hurry_here(struct srv_loop *loop, struct srv_post *post)
 	srv_port_unref(port);
 }
 
-/* A loop that has something under way for nobody hears of a page that somebody waits for. */
-static void hurry_others(struct srv_port *port, const struct srv_pages *pages, uint64_t i,
+/*
+ * A loop that has something under way hears of a page that somebody waits for. False: one has not been told, as
+ * there are too many, and the fault is to come again.
+ */
+static bool hurry_others(struct srv_port *port, const struct srv_pages *pages, uint64_t i,
 			 uint64_t arrived)
 {
 	struct srv_space *sp = port->space;
+	bool noted = true;
 
 	pthread_mutex_lock(&sp->server->lock);
 	pthread_mutex_lock(&sp->lock);
 	for (struct srv_port *to = sp->ports; to; to = to->sibling) {
 		/* It lives from before its pages were pending; that it is queued is seen later. */
-		if (to == port || to->nwanted == SRV_WANTED || !atomic_load(&to->loop->live))
+		if (to == port || !atomic_load(&to->loop->live))
 			continue;
+		if (to->nwanted == SRV_WANTED) {
+			noted = false;
+			continue;
+		}
 		to->wanted[to->nwanted++] = (struct srv_wanted){ pages, i, arrived };
 		if (to->hurrying)
 			continue;
@@ -400,6 +408,7 @@ static void hurry_others(struct srv_port *port, const struct srv_pages *pages, u
 	}
 	pthread_mutex_unlock(&sp->lock);
 	pthread_mutex_unlock(&sp->server->lock);
+	return noted;
 }
 
 /* An answer of this batch has woken whoever waits there. */
@@ -548,7 +557,8 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	if (!seg) {
 		unknown(port, fault, arrived);
 	} else if (wanted) {
-		hurry_others(port, wanted, asked, arrived);
+		if (!hurry_others(port, wanted, asked, arrived))
+			lose_fault(port, start >> shift << shift, UINT64_C(1) << shift);
 	} else if (v.lost) {
 		lose_fault(port, start >> shift << shift, UINT64_C(1) << shift);
 	} else if (v.bare) {

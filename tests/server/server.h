@@ -7,6 +7,7 @@
 #define TESTS_SERVER_SERVER_H
 
 #include <fcntl.h>
+#include <semaphore.h>
 
 #include <uffd/server.h>
 
@@ -427,6 +428,15 @@ static inline void ask_later(void *ctx, const struct libuffd_request *req)
 		a->req[a->n++] = *req;
 	pthread_cond_broadcast(&a->came);
 	pthread_mutex_unlock(&a->lock);
+}
+
+static sem_t loop_may_go_on;
+
+/* The same, and hold the loop that asks. */
+static inline void ask_and_hold(void *ctx, const struct libuffd_request *req)
+{
+	ask_later(ctx, req);
+	sem_wait(&loop_may_go_on);
 }
 
 static inline size_t asked(void)

@@ -2,8 +2,6 @@
 /* The server while the program drops, moves, unmaps and forks what is served. */
 #include "server.h"
 
-#include <semaphore.h>
-
 #define REMOVES LIBUFFD_FEATURE_EVENT_REMOVE
 #define REMAPS (LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_UNMAP)
 #define FORKS LIBUFFD_FEATURE_EVENT_FORK
@@ -352,15 +350,6 @@ static void what_a_move_leaves_behind_is_zeros(void **state)
 	assert_true(is_zero(stage.m.addr, stage.m.len));
 	expect_bytes(stage.other.addr, stage.data, stage.m.len);
 	assert_int_equal(final_stats(0).faults_unknown, 0);
-}
-
-static sem_t loop_may_go_on;
-
-/* Ask what is asked once the loop has been held as long as it is to be. */
-static void ask_and_hold(void *ctx, const struct libuffd_request *req)
-{
-	ask_later(ctx, req);
-	sem_wait(&loop_may_go_on);
 }
 
 static int add_zeros_there(struct call *c)

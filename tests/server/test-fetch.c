@@ -438,6 +438,60 @@ static void a_page_is_hurried_whichever_loop_hears_of_it(void **state)
 	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 }
 
+#define CROWD 12 /* more than a loop is told of one by one */
+
+/* While the loop that has their pages is held: nobody waits for what the source does not answer. */
+static void a_crowd_is_hurried_too(void **state)
+{
+	struct libuffd_source *part[2], *chain = NULL;
+	char name[] = "/tmp/libuffd-server-XXXXXX";
+	struct libuffd_region r;
+	uint64_t region;
+	int fd;
+
+	sem_init(&loop_may_go_on, 0, 0);
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.threads = 2;
+	stage.opts.depth = 1;
+	stage_up(state, 2 * CROWD + 1, MISSING, 0);
+	fd = mkostemp(name, O_CLOEXEC);
+	assert_true(fd >= 0);
+	unlink(name);
+	assert_int_equal(ftruncate(fd, (off_t)stage.m.len), 0);
+	for (size_t i = 1; i < 2 * CROWD; i += 2)
+		assert_int_equal(pwrite(fd, data_page(i), stage.m.page, (off_t)(i * stage.m.page)),
+				 stage.m.page);
+	assert_int_equal(libuffd_source_file(fd, &part[0]), 0);
+	close(fd);
+	keep(part[0]);
+	part[1] = custom_source(ask_and_hold);
+	assert_int_equal(libuffd_source_chain(part, 2, &chain), 0);
+	r = region_of(&stage.m, keep(chain));
+	region = add_region(&r);
+	turn_server();
+	assert_int_equal(libuffd_server_prefetch(stage.s, region, 0, stage.m.len), 0);
+	wait_asked(0);
+	for (size_t i = 0; i < CROWD; i++)
+		start_faulter(mem_page(&stage.m, 2 * i + 1), false, 0);
+	while (stats_of(region).faults_missing < CROWD)
+		sched_yield();
+	for (size_t i = 0; i <= CROWD; i++)
+		sem_post(&loop_may_go_on);
+	for (size_t i = 0; i < CROWD; i++) {
+		join_faulter(&stage.faulter[i]);
+		assert_int_equal(stage.faulter[i].byte, *data_page(2 * i + 1));
+	}
+	assert_int_equal(asked(), 1);
+	/* The rest is asked for one by one. */
+	for (size_t i = 0; i <= CROWD; i++) {
+		struct libuffd_request req = wait_asked(i);
+
+		assert_int_equal(complete_right(part[1], &req), 0);
+	}
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	sem_destroy(&loop_may_go_on);
+}
+
 #define OVERTAKES(depth) \
 	OF_ENGINES_WITH(a_fault_overtakes_a_fill_that_is_never_answered, MEM_ANON, depth)
 
@@ -457,6 +511,7 @@ static const struct CMUnitTest tests[] = {
 	OVERTAKES(2),
 	OVERTAKES(4),
 	OF_ENGINES(a_page_is_hurried_whichever_loop_hears_of_it, MEM_ANON),
+	OF_ENGINES(a_crowd_is_hurried_too, MEM_ANON),
 	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_ANON),
 	OF_ENGINES(a_write_that_fails_is_told_and_ends_the_space, MEM_SHMEM_SHARED),
 	OF_ENGINES_WITH(an_unknown_address_does_not_end_the_space, MEM_ANON, 0),
