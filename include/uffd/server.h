@@ -387,10 +387,9 @@ LIBUFFD_EXPORT int libuffd_server_prefetch(struct libuffd_server *s, uint64_t re
 struct libuffd_fill_opts {
 	uint32_t size;
 	uint32_t flags; /* none yet */
-	uint32_t
-		depth; /* fetches at a time, within the server's depth; 0: 8, or 2 of 2 MiB and more */
+	uint32_t depth; /* fetches at a time, within the server's depth; 0: 8 */
 	uint32_t reserved;
-	uint64_t chunk; /* bytes of one fetch; 0: see below; a power of two, at most 32 MiB */
+	uint64_t chunk; /* bytes of one fetch; 0: 256 KiB; a power of two, at most 32 MiB */
 	uint64_t rate;	/* bytes per second; 0: as fast as it goes */
 };
 /* clang-format off */
@@ -404,7 +403,7 @@ struct libuffd_fill_opts {
  *
  * Small chunks let faults through sooner. With chunks of 2 MiB and FEATURE_MOVE, bytes that are read from a file for
  * private memory of this process are not copied: they are moved there as one huge page, if the kernel has huge
- * pages for that. So if no chunk is asked for it is 2 MiB there, and 256 KiB elsewhere.
+ * pages for that. That is fastest where nobody waits meanwhile.
  */
 LIBUFFD_EXPORT int libuffd_server_fill(struct libuffd_server *s, uint64_t region,
 				       const struct libuffd_fill_opts *opts);

@@ -18,13 +18,11 @@
 #include "sized.h"
 #include "srv.h"
 
-#define CHUNK (256u << 10)	 /* bytes of one background fetch */
-#define CHUNK_MOVED SRV_MOVE_LEN /* where they can be moved */
-#define CHUNK_MAX (32u << 20)	 /* most that a caller may ask for */
-#define DEPTH 8			 /* fetches of a fill at a time */
-#define DEPTH_MOVED 2		 /* of CHUNK_MOVED: what is in flight holds up faults at the disk */
-#define FILL_OPTS_LEAST 32	 /* the first release's struct libuffd_fill_opts */
-#define LOOKS 64		 /* pieces looked at before faults have their turn */
+#define CHUNK (256u << 10)	       /* bytes of one background fetch */
+#define CHUNK_MAX (32u << 20)	       /* most that a caller may ask for */
+#define DEPTH 8			       /* fetches of a fill at a time */
+#define FILL_OPTS_LEAST 32	       /* the first release's struct libuffd_fill_opts */
+#define LOOKS 64		       /* pieces looked at before faults have their turn */
 #define LOOK_PAGES ((uint64_t)1 << 20) /* pages searched under the space's lock */
 #define BURST_NS 10000000u	       /* what a fill may catch up on */
 #define NO_MEMORY_NS 1000000u	       /* before the next attempt */
@@ -304,10 +302,10 @@ struct job {
 	struct piece *back;
 	unsigned int nback;
 
-	uint64_t chunk; /* bytes of a piece; 0: as is best */
+	uint64_t chunk; /* bytes of a piece */
 
 	/* Fills */
-	unsigned int depth;   /* 0: as fits the chunk */
+	unsigned int depth;
 	unsigned int *flying; /* by loop */
 	uint64_t rate;	      /* or 0 */
 	uint64_t due;	      /* when the next piece may be taken */
@@ -379,7 +377,7 @@ static struct job *job_new(struct libuffd_server *s, enum kind kind, uint64_t sp
 	job->kind = kind;
 	job->space_id = space_id;
 	job->space = srv_space_find(s, space_id);
-	job->chunk = kind == FILL ? 0 : CHUNK;
+	job->chunk = CHUNK;
 	job->spans = (struct srv_span *)(job + 1);
 	job->back = (struct piece *)(job->spans + nspans);
 	job->flying = (unsigned int *)(job->back + s->nloops);
@@ -472,48 +470,17 @@ static uint64_t cost_ns(uint64_t bytes, uint64_t rate)
 }
 
 /*
- * Bytes that are read from a file for private memory can be moved there, if they are a huge page's; and a read of
- * as many is what a disk does best. Whether the memory takes pages shows with the first.
- */
-static bool can_be_moved(const struct job *job, const struct srv_region *r,
-			 const struct srv_loop *loop)
-{
-	return job->kind == FILL && r->source && !r->cfg.alias &&
-	       !(r->cfg.flags & LIBUFFD_REGION_WP) && r->cfg.page_size < CHUNK_MOVED &&
-	       !(r->cfg.start & (CHUNK_MOVED - 1)) && !loop->pool.small_pages &&
-	       atomic_load_explicit(&job->space->movable, memory_order_relaxed) &&
-	       srv_source_is_file(r->source);
-}
-
-static uint64_t chunk_of(const struct job *job, const struct srv_region *r,
-			 const struct srv_loop *loop)
-{
-	if (job->chunk)
-		return job->chunk;
-	return can_be_moved(job, r, loop) ? CHUNK_MOVED : CHUNK;
-}
-
-static unsigned int depth_of(const struct job *job, const struct srv_loop *loop)
-{
-	const struct srv_region *r = job->spans[0].region;
-
-	if (job->depth)
-		return job->depth;
-	return r && chunk_of(job, r, loop) >= CHUNK_MOVED ? DEPTH_MOVED : DEPTH;
-}
-
-/*
  * Each loop has a part of a fill's depth. If the first to come took all of it the others would go to
  * sleep, with nobody to wake them.
  */
 static unsigned int depth_here(const struct job *job, const struct srv_loop *loop,
 			       const struct srv_port *port)
 {
-	unsigned int loops = loop->server->nloops, depth = depth_of(job, loop);
+	unsigned int loops = loop->server->nloops;
 
 	if (port->space->ordered)
-		return depth;
-	return depth / loops + (loop->index < depth % loops);
+		return job->depth;
+	return job->depth / loops + (loop->index < job->depth % loops);
 }
 
 static bool may_go_on(struct job *job, const struct srv_loop *loop, const struct srv_port *port,
@@ -533,7 +500,7 @@ static bool may_go_on(struct job *job, const struct srv_loop *loop, const struct
 	return true;
 }
 
-static bool take_piece(struct job *job, const struct srv_loop *loop, struct claim *c)
+static bool take_piece(struct job *job, struct claim *c)
 {
 	struct srv_span *span;
 	uint64_t chunk;
@@ -551,7 +518,7 @@ static bool take_piece(struct job *job, const struct srv_loop *loop, struct clai
 	span = next_span(job);
 	if (!span)
 		return false;
-	chunk = pages_of_bytes(chunk_of(job, span->region, loop), span->region->page_shift);
+	chunk = pages_of_bytes(job->chunk, span->region->page_shift);
 	c->region = span->region;
 	c->at = job->at;
 	c->first = span->first + job->pos;
@@ -617,7 +584,7 @@ static bool take(struct srv_background *b, struct srv_loop *loop, struct claim *
 				c->port = port_of(loop, space = job->space);
 			if (!c->port || !may_go_on(job, loop, c->port, due))
 				continue;
-			found = take_piece(job, loop, c);
+			found = take_piece(job, c);
 			if (!found)
 				continue;
 			c->job = job;
@@ -912,7 +879,7 @@ static void fill_change(struct job *job, const struct libuffd_fill_opts *opts, u
 	job->depth = opts->depth;
 	job->rate = opts->rate;
 	/* The next piece need not wait longer than a piece takes at the new rate. */
-	latest = now + cost_ns(job->chunk ? job->chunk : CHUNK, job->rate);
+	latest = now + cost_ns(job->chunk, job->rate);
 	if (job->due > latest)
 		job->due = latest;
 }
@@ -968,6 +935,10 @@ static int fill_opts(struct libuffd_fill_opts *o, const struct libuffd_fill_opts
 	}
 	if (o->flags || o->reserved || o->chunk > CHUNK_MAX || (o->chunk && !one_bit(o->chunk)))
 		return -EINVAL;
+	if (!o->depth)
+		o->depth = DEPTH;
+	if (!o->chunk)
+		o->chunk = CHUNK;
 	return 0;
 }
 

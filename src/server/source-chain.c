@@ -118,16 +118,3 @@ bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, u
 	}
 	return false;
 }
-
-bool srv_source_is_file(struct libuffd_source *src)
-{
-	struct chain *c = (struct chain *)src;
-	struct srv_extent ext = { .have = SRV_HAVE_NOTHING };
-
-	if (src->ops != &chain_ops)
-		return !src->ops->plan(src, 0, 0, &ext) && ext.have == SRV_HAVE_FILE;
-	for (size_t layer = 0; layer < c->n; layer++)
-		if (!srv_source_is_file(c->layers[layer]))
-			return false;
-	return true;
-}

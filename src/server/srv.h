@@ -337,8 +337,6 @@ static inline uint64_t srv_source_end(const struct libuffd_source *src)
 
 /* Memory of this process that the source reads: true, and where, for the @i-th piece of it. */
 bool srv_source_reads(struct libuffd_source *src, size_t i, const void **addr, uint64_t *len);
-/* Whether its bytes are read from files, and from nothing else. */
-bool srv_source_is_file(struct libuffd_source *src);
 
 /*
  * File: a read, or the next part of one, of [offset + have, offset + len) into @buf + have.

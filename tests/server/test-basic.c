@@ -951,6 +951,7 @@ static bool a_huge_page_is_to_be_had(void)
 static void a_fill_moves_huge_pages(void **state)
 {
 	bool to_be_had = thp_size() == HUGE && a_huge_page_is_to_be_had();
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
 	struct libuffd_region r;
 	struct mem part;
 	uint64_t region;
@@ -968,7 +969,8 @@ static void a_fill_moves_huge_pages(void **state)
 	r = region_of(&part, source_of_fd(fd));
 	region = add_region(&r);
 	step_until_done(start_faulter(part.addr, false, 0));
-	assert_int_equal(libuffd_server_fill(stage.s, region, NULL), 0);
+	fill.chunk = HUGE;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), 0);
 	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
 	moved = thp_mapped(part.addr);
 	expect_bytes(part.addr, stage.data, part.len);
