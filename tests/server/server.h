@@ -432,13 +432,6 @@ static inline void ask_later(void *ctx, const struct libuffd_request *req)
 
 static sem_t loop_may_go_on;
 
-/* The same, and hold the loop that asks. */
-static inline void ask_and_hold(void *ctx, const struct libuffd_request *req)
-{
-	ask_later(ctx, req);
-	sem_wait(&loop_may_go_on);
-}
-
 static inline size_t asked(void)
 {
 	size_t n;
@@ -447,6 +440,14 @@ static inline size_t asked(void)
 	n = stage.asked.n;
 	pthread_mutex_unlock(&stage.asked.lock);
 	return n;
+}
+
+/* The same, and hold the loop that asks first. */
+static inline void ask_and_hold(void *ctx, const struct libuffd_request *req)
+{
+	ask_later(ctx, req);
+	if (asked() == 1)
+		sem_wait(&loop_may_go_on);
 }
 
 /* The @nth request, counted from 0, once it has come. */

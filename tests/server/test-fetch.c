@@ -310,8 +310,9 @@ static void the_figures_of_a_region_are_its_own(void **state)
 	all = stats_of(0);
 	assert_memory_equal(&st, &all, sizeof(st));
 	assert_int_equal(st.in_flight, 0);
-	assert_int_equal(st.faults_missing, 5);
-	assert_int_equal(st.installed + st.present, 5);
+	/* What wakes this thread late for its last wait makes it fault once more: the kernel lets it. */
+	assert_true(st.faults_missing >= 5);
+	assert_int_equal(st.installed + st.present + st.duplicates, st.faults_missing);
 	assert_int_equal(st.removed, 1);
 	assert_int_equal(st.pages, 4);
 	assert_int_equal(st.pages_present, 1);
@@ -475,8 +476,7 @@ static void a_crowd_is_hurried_too(void **state)
 		start_faulter(mem_page(&stage.m, 2 * i + 1), false, 0);
 	while (stats_of(region).faults_missing < CROWD)
 		sched_yield();
-	for (size_t i = 0; i <= CROWD; i++)
-		sem_post(&loop_may_go_on);
+	sem_post(&loop_may_go_on);
 	for (size_t i = 0; i < CROWD; i++) {
 		join_faulter(&stage.faulter[i]);
 		assert_int_equal(stage.faulter[i].byte, *data_page(2 * i + 1));
