@@ -444,6 +444,7 @@ static void a_page_is_hurried_whichever_loop_hears_of_it(void **state)
 /* While the loop that has their pages is held: nobody waits for what the source does not answer. */
 static void a_crowd_is_hurried_too(void **state)
 {
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
 	struct libuffd_source *part[2], *chain = NULL;
 	char name[] = "/tmp/libuffd-server-XXXXXX";
 	struct libuffd_region r;
@@ -470,7 +471,10 @@ static void a_crowd_is_hurried_too(void **state)
 	r = region_of(&stage.m, keep(chain));
 	region = add_region(&r);
 	turn_server();
-	assert_int_equal(libuffd_server_prefetch(stage.s, region, 0, stage.m.len), 0);
+	/* All of it in one piece: what another loop has of it would be there before anybody comes. */
+	fill.chunk = 2u << 20;
+	assert_true(stage.m.len <= fill.chunk);
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), 0);
 	wait_asked(0);
 	for (size_t i = 0; i < CROWD; i++)
 		start_faulter(mem_page(&stage.m, 2 * i + 1), false, 0);
