@@ -502,7 +502,7 @@ static void handlers_that_never_rest_keep_nobody_from_changing_regions(void **st
 		assert_int_equal(pthread_create(&thread[i], NULL, touch_for_ever, &enough), 0);
 	r.start += r.len;
 	r.offset += r.len;
-	for (size_t i = 0; i < 300; i++)
+	for (size_t i = 0; i < 60; i++)
 		assert_int_equal(libuffd_server_remove_region(stage.s, add_region(&r)), 0);
 	atomic_store(&enough, true);
 	for (size_t i = 0; i < THREADS; i++) {
