@@ -88,6 +88,38 @@ size_t mem_page_size(enum mem_kind kind)
 	return mem_is_hugetlb(kind) ? huge_page_size() : page_size();
 }
 
+/*
+ * With a populated page of the ordinary size on either side. On some kernels a scan that protects a place
+ * of hugetlb for which there is no page table waits for itself, and cannot be killed; and whether
+ * there is one depends on what else lies near. Memory smaller than what one table is for (1 GiB,
+ * where a page has 4 KiB) shares each of its tables with a page at its side.
+ */
+static unsigned char *map_hugetlb(struct mem *m, int flags)
+{
+	size_t small = page_size(), room = m->len + m->page + small;
+	unsigned char *all, *addr, *end;
+
+	all = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_ptr_not_equal(all, MAP_FAILED);
+	addr = (unsigned char *)(((uintptr_t)all + small + m->page - 1) / m->page * m->page);
+	end = addr + m->len;
+	if (addr - small > all)
+		munmap(all, (size_t)(addr - small - all));
+	if (end + small < all + room)
+		munmap(end + small, (size_t)(all + room - end - small));
+	if (mmap(addr, m->len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, m->memfd, 0) != addr) {
+		munmap(addr - small, m->len + 2 * small);
+		return MAP_FAILED;
+	}
+	m->sides[0] = addr - small;
+	m->sides[1] = end;
+	for (size_t i = 0; i < ARRAY_SIZE(m->sides); i++) {
+		assert_int_equal(mprotect(m->sides[i], small, PROT_READ | PROT_WRITE), 0);
+		*(volatile unsigned char *)m->sides[i] = 1;
+	}
+	return addr;
+}
+
 void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
 {
 	int flags = mem_is_shared(kind) ? MAP_SHARED : MAP_PRIVATE;
@@ -107,7 +139,10 @@ void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
 		assert_true(m->memfd >= 0);
 		assert_int_equal(ftruncate(m->memfd, (off_t)m->len), 0);
 	}
-	m->addr = mmap(NULL, m->len, PROT_READ | PROT_WRITE, flags, m->memfd, 0);
+	if (mem_is_hugetlb(kind))
+		m->addr = map_hugetlb(m, flags);
+	else
+		m->addr = mmap(NULL, m->len, PROT_READ | PROT_WRITE, flags, m->memfd, 0);
 	if (m->addr == MAP_FAILED && mem_is_hugetlb(kind)) {
 		close(m->memfd);
 		SKIP("hugetlb", "no huge pages are to be had");
@@ -130,6 +165,9 @@ void mem_unmap(struct mem *m)
 	if (m->alias)
 		munmap(m->alias, m->len);
 	munmap(m->addr, m->len);
+	for (size_t i = 0; i < ARRAY_SIZE(m->sides); i++)
+		if (m->sides[i])
+			munmap(m->sides[i], page_size());
 	if (m->memfd >= 0)
 		close(m->memfd);
 	memset(m, 0, sizeof(*m));

@@ -64,11 +64,12 @@ enum mem_kind {
 struct mem {
 	enum mem_kind kind;
 	unsigned char *addr;
-	uint64_t start;	      /* addr as a number */
-	size_t len;	      /* bytes */
-	size_t page;	      /* page size of this memory */
-	int memfd;	      /* behind it, or -1 */
-	unsigned char *alias; /* a second mapping of the memfd, never registered; or NULL */
+	uint64_t start;		 /* addr as a number */
+	size_t len;		 /* bytes */
+	size_t page;		 /* page size of this memory */
+	int memfd;		 /* behind it, or -1 */
+	unsigned char *alias;	 /* a second mapping of the memfd, never registered; or NULL */
+	unsigned char *sides[2]; /* of hugetlb: a page before it, and one behind it; or NULL */
 };
 
 extern const char *const mem_name[MEM_KINDS];
@@ -81,7 +82,10 @@ static inline bool mem_is_shared(enum mem_kind kind)
 	return kind == MEM_SHMEM_SHARED || kind == MEM_HUGETLB_SHARED;
 }
 
-/* Map @pages fresh pages. For hugetlb it needs huge_reserve() first; skips without huge pages. */
+/*
+ * Map @pages fresh pages. For hugetlb it needs huge_reserve() first; skips without huge pages. All of it
+ * has its place in a page table then, populated or not: any scan may protect it.
+ */
 void mem_map(struct mem *m, enum mem_kind kind, size_t pages);
 void mem_unmap(struct mem *m);
 size_t mem_page_size(enum mem_kind kind);

@@ -463,6 +463,32 @@ static void hugetlb_is_huge_and_small_pages_are_not(void **state)
 	mem_unmap(&m);
 }
 
+/*
+ * What keeps the tests from the scan that never ends: hugetlb that nobody has touched has its place
+ * in a page table, also where nothing else lies near. Only then it is told that it is huge.
+ */
+static void untouched_hugetlb_of_a_test_has_its_page_table(void **state)
+{
+	size_t entries = page_size() / 8;
+	size_t span = page_size() * entries * entries;
+	struct libuffd_scanner *s = scanner();
+	struct mem m;
+	void *far;
+
+	/* Next to the end of these addresses, and not to anything that is populated. */
+	far = mmap(NULL, 2 * span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (far == MAP_FAILED) {
+		libuffd_scan_close(s);
+		SKIP("address-space", "no room for what separates memory from other memory");
+	}
+	mem_map(&m, kind_of(state), 2);
+	for (size_t i = 0; i < 2; i++)
+		assert_int_equal(is(s, &m, i) & (HUGE | PRESENT), HUGE);
+	mem_unmap(&m);
+	munmap(far, 2 * span);
+	libuffd_scan_close(s);
+}
+
 /* The zero page can be protected, and is replaced at the first write. */
 static void a_write_to_the_zero_page_is_a_write(void **state)
 {
@@ -1806,6 +1832,7 @@ static const struct CMUnitTest tests[] = {
 	OF_SHMEM_KINDS(a_copy_of_a_files_page_is_no_file),
 	OF_HUGE_KINDS(a_copy_of_a_files_page_is_no_file),
 	OF_EVERY_KIND(hugetlb_is_huge_and_small_pages_are_not),
+	OF_HUGE_KINDS(untouched_hugetlb_of_a_test_has_its_page_table),
 	cmocka_unit_test(a_write_to_the_zero_page_is_a_write),
 	OF_EVERY_KIND(an_absent_page_that_is_protected_counts_as_swapped),
 	cmocka_unit_test(other_registrations_are_not_watched),
