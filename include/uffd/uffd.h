@@ -703,8 +703,23 @@ LIBUFFD_EXPORT uint64_t libuffd_scan_categories(const struct libuffd_scanner *s)
  * with it as start until it is end. It never makes a range appear twice. On failure it is start.
  * With LIBUFFD_SCAN_PROTECT what is returned has been protected: do not drop it.
  * Several threads may use one scanner.
+ *
+ * Two traps of the kernel's lie where LIBUFFD_SCAN_PROTECT meets hugetlb:
+ * - It protects no part of a huge page. Begin and end between huge pages. One that matches, and of
+ *   which the range has a part only, is not listed and stays as it was: the scan passes over it if
+ *   others follow, and otherwise stops there, and called again with it as start says -EINVAL.
+ *   To some kernels (6.18.15) every page of 1 GiB is such a part.
+ * - Some kernels (6.18.15; not 6.12.118, nor 7.2) never return, and the caller cannot be killed, when a
+ *   page matches for which there is no page table: nothing was ever touched or protected in the
+ *   same GiB (where a page has 4 KiB). So protect all of it with libuffd_writeprotect() before the
+ *   first scan; or let no absent page match: of WRITTEN, PRESENT and SWAPPED have one in `all`, or
+ *   nothing but these in `any`, and none of them in `inverted`. To ask for all of WPALLOWED and
+ *   WRITTEN is safe.
+ *
  *   -EINVAL  NULL, @cap is 0, an unknown flag, start unaligned or after end, or a category that
- *            this kernel does not know
+ *            this kernel does not know; or PROTECT, and at start lies a part of a huge page of
+ *            hugetlb that matches and cannot be protected. What was protected before it was
+ *            returned first, as a success
  *   -E2BIG   @args is newer than the library and uses what it does not know
  *   -EPERM   CHECK_WPASYNC, and a mapping in the range is not watched. If pages before it were
  *            protected in the same call they are returned first, as a success; the error comes when

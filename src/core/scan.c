@@ -184,6 +184,12 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 	if (n == 0 && has_exited(s))
 		return -ESRCH;
 	/*
+	 * The kernel protects no part of a huge page of hugetlb, and says that the walk ended before the
+	 * part. When that is where it began, beginning there again would never come to an end.
+	 */
+	if (n == 0 && arg.scan.walk_end <= args.start && args.start < args.end)
+		return -EINVAL;
+	/*
 	 * When the walk stops for lack of room its end may lie before ranges that were handed out
 	 * already: going on there would tell of them twice.
 	 */

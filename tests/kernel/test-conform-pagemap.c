@@ -1080,22 +1080,29 @@ static void a_part_of_a_huge_page_is_never_protected(void **state)
 	for (size_t i = 0; i < 3; i++)
 		poke(mem_page(&w.m, i), 1);
 	part.end = w.m.start + w.m.page / 2;
-	assert_int_equal(libuffd_scan(w.s, &part, out, 4, &walked), 0);
+	assert_int_equal(libuffd_scan(w.s, &part, out, 4, &walked), -EINVAL);
 	assert_int_equal(walked, w.m.start);
-	/* One and a half: the first is protected, and there it ends. */
+	/* One and a half: the first is protected and told of, and then there is no way on. */
 	part.end = mem_at(&w.m, 1) + w.m.page / 2;
 	assert_int_equal(libuffd_scan(w.s, &part, out, 4, &walked), 1);
 	assert_int_equal(out[0].start, w.m.start);
 	assert_int_equal(out[0].end, mem_at(&w.m, 1));
 	assert_int_equal(walked, mem_at(&w.m, 1));
+	part.start = walked;
+	assert_int_equal(libuffd_scan(w.s, &part, out, 4, &walked), -EINVAL);
+	assert_int_equal(walked, part.start);
 	/* Half of the second, and the third: what is passed over is not lost. */
 	part.start = part.end;
 	part.end = mem_at(&w.m, 3);
 	assert_int_equal(libuffd_scan(w.s, &part, out, 4, &walked), 1);
+	assert_int_equal(walked, part.end);
 	assert_int_equal(out[0].start, mem_at(&w.m, 2));
 	assert_int_equal(out[0].end, mem_at(&w.m, 3));
 	EXPECT(w.s, &w.changed, &w.m, { 1, 2 });
 	expect_none(w.s, &w.changed);
+	/* There is nothing to protect in a part that was not written. */
+	part.end = mem_at(&w.m, 2) + w.m.page / 2;
+	expect_none(w.s, &part);
 	/* To look at a part is no trouble. */
 	part.flags = 0;
 	part.start = w.m.start + w.m.page / 2;

@@ -196,6 +196,41 @@ static void an_exited_process_is_not_an_idle_one(void **state)
 	libuffd_scan_close(s);
 }
 
+/* Called again and again with what it says of the end, it would never get there. */
+static void a_scan_that_does_not_move_is_an_error(void **state)
+{
+	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_scanner *s = scanner();
+	struct libuffd_scan_range out[4];
+	uint64_t walked = 77;
+
+	(void)state;
+	args.flags = LIBUFFD_SCAN_PROTECT;
+	args.start = 0x200000;
+	args.end = 0x500000;
+	kernel.walk_end = args.start;
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), -EINVAL);
+	assert_true(walked == args.start);
+	/* Nothing listed, but some way gone. */
+	kernel.walk_end = 0x400000;
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), 0);
+	assert_true(walked == 0x400000);
+	/* What was protected behind the place has to be told. */
+	kernel.walk_end = args.start;
+	kernel.n = 1;
+	kernel.ret = 1;
+	kernel.ranges[0] = (struct libuffd_scan_range){ 0x400000, 0x500000, 2 };
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), 1);
+	assert_true(walked == 0x500000);
+	/* There is no way to go in an empty range. */
+	kernel.n = 0;
+	kernel.ret = 0;
+	args.end = args.start;
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), 0);
+	assert_true(walked == args.start);
+	libuffd_scan_close(s);
+}
+
 static void arguments_arrive_as_they_are(void **state)
 {
 	struct libuffd_scan_args args = { sizeof(args), 0, 3, 0x1000, 0x9000, 1, 2, 4, 8 };
@@ -204,6 +239,7 @@ static void arguments_arrive_as_they_are(void **state)
 	uint64_t walked;
 
 	(void)state;
+	kernel.walk_end = args.end;
 	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), 0);
 	assert_true(kernel.asked.flags == 3 && kernel.asked.start == 0x1000);
 	assert_true(kernel.asked.end == 0x9000 && kernel.asked.vec_len == 4);
@@ -253,6 +289,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(resuming_never_tells_twice),
 	cmocka_unit_test(what_was_taken_before_an_error_is_returned),
 	cmocka_unit_test(an_exited_process_is_not_an_idle_one),
+	cmocka_unit_test(a_scan_that_does_not_move_is_an_error),
 	cmocka_unit_test(arguments_arrive_as_they_are),
 	cmocka_unit_test(bad_arguments_do_not_reach_the_kernel),
 };
