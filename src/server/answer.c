@@ -246,7 +246,8 @@ static const struct srv_seg *piece_of(const struct srv_map *m, const struct srv_
 }
 
 /*
- * The region runs by itself from now on. While the layout changes, what is registered may lie elsewhere than is
+ * The region runs by itself from now on. Without events of the layout that is now, and -EAGAIN nothing but a race
+ * in the page tables. While the layout changes, what is registered may lie elsewhere than is
  * known so far: it is known once the event has been read, and a thread that moves it waits for that. So if it
  * has begun to change meanwhile, whatever was moved is still registered, and all of it stays known until the
  * next time. False: that is to come. Under the lock.
@@ -259,7 +260,7 @@ static bool unregister_all(struct srv_space *sp, const struct srv_pages *pages)
 	if (!first)
 		return true;
 	looks = look_at(sp, first);
-	if (looks == -EAGAIN)
+	if (looks == -EAGAIN && sp->ordered)
 		return false;
 	for (size_t i = 0; i < sp->map.n && looks != -ESRCH; i++) {
 		const struct srv_seg *seg = &sp->map.seg[i];
@@ -273,7 +274,7 @@ static bool unregister_all(struct srv_space *sp, const struct srv_pages *pages)
 	}
 	if (looks != -ESRCH)
 		looks = look_at(sp, first);
-	if (looks == -EAGAIN || (ret < 0 && looks != -ESRCH))
+	if ((looks == -EAGAIN && sp->ordered) || (ret < 0 && looks != -ESRCH))
 		return false;
 	srv_map_forget(&sp->map, pages->region);
 	return true;

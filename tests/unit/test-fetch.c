@@ -561,6 +561,25 @@ static void a_layout_that_changes_meanwhile_puts_that_off(void **state)
 	up(1, 0);
 }
 
+/* A call may be refused there, too, but nothing can have been moved. */
+static void without_events_nothing_puts_that_off(void **state)
+{
+	for (unsigned int n = 2; n <= 3; n++) {
+		add_that_leaves(0);
+		supply(0);
+		touch(0, 1);
+		settle();
+		w.refuse = n;
+		answer(1, LIBUFFD_FETCHED_BYTES);
+		step();
+		assert_int_equal(w.refuse, 0);
+		assert_int_equal(stats(w.region).pages, 0);
+		assert_false(w.mm->page[0].missing || w.mm->page[1].missing);
+		down(state);
+	}
+	up(1, 0);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(a_fault_overtakes_a_fill_that_is_never_answered, down),
 	cmocka_unit_test_teardown(faults_wait_for_faults_only, down),
@@ -574,6 +593,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(what_somebody_has_come_for_is_not_in_vain, down),
 	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
 	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
+	cmocka_unit_test_teardown(without_events_nothing_puts_that_off, down),
 };
 
 int main(void)
