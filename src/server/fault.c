@@ -105,10 +105,12 @@ static bool still_holds(struct srv_fetch *f)
 			(state == SRV_PRESENT && (minor || f->first == sp->moves));
 		flags = seg->pages->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	} else if (!seg && !minor) {
+		/* The same of what mremap adds. */
 		seg = srv_map_before(m, f->address);
-		holds = (f->answer == LIBUFFD_ANSWER_ZERO) == (seg && seg->grows);
+		holds = (f->answer == LIBUFFD_ANSWER_ZERO) == (seg && seg->grows) &&
+			(f->answer != LIBUFFD_ANSWER_ZERO || f->first == sp->moves);
 		pthread_mutex_unlock(&sp->lock);
-		return holds;
+		return holds && !f->flags;
 	}
 	pthread_mutex_unlock(&sp->lock);
 	return holds && f->answer && f->answer != LIBUFFD_ANSWER_POISON && f->flags == flags;

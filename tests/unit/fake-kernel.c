@@ -351,8 +351,8 @@ static unsigned int read_faults(struct fk_mm *mm, unsigned char *msgs, unsigned 
 		if (mm->features & LIBUFFD_FEATURE_EXACT_ADDRESS)
 			words[1] += rnd(FK_PAGE);
 		t->read = true;
-		trace("mm %u: thread %u's fault at %u is read", mm->id, (start + i) % FK_THREADS,
-		      t->slot);
+		trace("mm %u: thread %u's fault at %u is read, flags %llu", mm->id,
+		      (start + i) % FK_THREADS, t->slot, (unsigned long long)t->flags);
 		t->reader = mm->readers;
 		put_message(msgs + n++ * SRV_MESSAGE_LEN, LIBUFFD_EVENT_FAULT, words);
 	}
@@ -595,10 +595,10 @@ static int install_one(struct fk_mm *mm, unsigned int slot, enum op op, const un
 	struct fk_page *p = &mm->page[slot];
 	uint64_t tag = op == COPY ? tag_of(data) : FK_ZERO;
 
-	if (p->content == FK_BYTES || (p->content == FK_POISON && op != COPY))
-		return -EEXIST;
 	if (wp && !p->minds_wp)
 		return -EINVAL;
+	if (p->content == FK_BYTES || (p->content == FK_POISON && op != COPY))
+		return -EEXIST;
 	if (!fk.calm && rnd(1000) < fk.flaky) {
 		p->may_poison = true;
 		fk.memory_errors++;
@@ -734,6 +734,8 @@ static int resolve_page(const struct libuffd *u, const struct libuffd_answer *a,
 	if (a->kind == LIBUFFD_ANSWER_ZERO && p->content == FK_POISON && p->minds_wp)
 		return install(u, COPY, a->start + pos, zeros, FK_PAGE, a->flags | LIBUFFD_COPY_WP,
 			       &done);
+	if (wp && !p->minds_wp)
+		return -ENOENT;
 	if (wp && p->content == FK_BYTES)
 		p->wp = true;
 	*present = true;

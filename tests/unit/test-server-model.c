@@ -32,6 +32,10 @@
 #define MMS 7
 #define REST_TURNS 20000 /* until everything has come to rest */
 
+#define EVENTS                                                                                     \
+	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
+	 LIBUFFD_FEATURE_EVENT_UNMAP)
+
 enum source { MEMORY, CUSTOM, FILES, CHAIN, ZEROS, SOURCES };
 
 struct region {
@@ -609,12 +613,29 @@ static void op_empty(void)
 	fk_mark_busy(mm, mu, first, end - first);
 	if (fk_registered(mm, first, end - first) && mm->features & LIBUFFD_FEATURE_EVENT_REMOVE) {
 		fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
-		for (unsigned int i = first; i < end; i++)
+		/* From now on zeros may take its poison back, also in a child that is forked meanwhile. */
+		for (unsigned int i = first; i < end; i++) {
+			mm->page[i].keep_poison = false;
 			if (mm->page[i].law == LAW_SOURCE)
 				mm->page[i].law = LAW_EITHER;
+		}
 	}
 	trace("mm %u empties %u to %u", mm->id, first, end);
 	fk_mutate(mm, mu);
+}
+
+/* Also what is unregistered already, while it is put off to forget it. */
+static bool is_known(const struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	const struct srv_space *sp = space_of(mm);
+
+	for (unsigned int i = first; sp && mm->features & EVENTS && i < first + n; i++) {
+		const struct srv_seg *seg = srv_map_find(&sp->map, fk_address(i));
+
+		if (seg && seg->pages)
+			return true;
+	}
+	return false;
 }
 
 static void op_unmap(void)
@@ -633,7 +654,7 @@ static void op_unmap(void)
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
 	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
-	tells = fk_registered(mm, first, n);
+	tells = fk_registered(mm, first, n) || is_known(mm, first, n);
 	unmap(mm, first, first + n);
 	fk_mark_busy(mm, mu, first, n);
 	fk_mutate(mm, mu);
@@ -1678,10 +1699,6 @@ static void lives(uint64_t events, const char *name)
 		live(events);
 }
 
-#define EVENTS                                                                                     \
-	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
-	 LIBUFFD_FEATURE_EVENT_UNMAP)
-
 static void no_page_is_stale_and_nobody_waits_whatever_the_layout_does(void **unused)
 {
 	(void)unused;
@@ -2047,6 +2064,48 @@ static void a_child_of_a_parent_that_does_not_move_keeps_nothing(void **unused)
 	end_calm();
 }
 
+static struct fk_mutator *unmaps(struct fk_mm *mm, unsigned int page)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	must(mu != NULL, "too much at a time");
+	unmap(mm, page, page + 1);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(page), fk_address(page + 1), 0);
+	linger(mm, mu);
+	return mu;
+}
+
+/* They were for what mremap had added there, and were put off while a page of nobody's came to the place. */
+static void zeros_that_come_late_take_no_poison_back(void **unused)
+{
+	struct fk_mm *mm = begin_calm("come_late");
+	struct fk_thread *t = &mm->thread[1];
+	struct fk_mutator *unmap, *move;
+
+	(void)unused;
+	m.region[0].grows = true;
+	srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
+	for (unsigned int i = 10; i < 14; i++)
+		mm->page[i].minds_wp = true;
+	grow(mm, 14);
+	mm->page[30] = mm->page[14];
+	mm->page[30].vma = ++mm->last_vma;
+	mm->page[30].law = LAW_UNKNOWN;
+	mm->page[30].content = FK_POISON;
+	mm->page[30].keep_poison = true;
+	t->slot = 14;
+	fk_touch(mm, t);
+	unmap = unmaps(mm, 14);
+	move = moves(mm, 30, 14, 1);
+	turn(0);
+	must(t->read, "nobody asks for zeros");
+	tell(mm, unmap);
+	tell(mm, move);
+	pass_time();
+	must(mm->page[14].content == FK_POISON, "it has zeros");
+	end_calm();
+}
+
 static unsigned int number(const char *text)
 {
 	return (unsigned int)strtoul(text, NULL, 0);
@@ -2068,6 +2127,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_a_child_has_elsewhere_is_not_brought_to_a_fault),
 		cmocka_unit_test(moves_after_the_fork_take_no_room_from_those_before),
 		cmocka_unit_test(a_child_of_a_parent_that_does_not_move_keeps_nothing),
+		cmocka_unit_test(zeros_that_come_late_take_no_poison_back),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
