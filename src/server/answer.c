@@ -252,22 +252,30 @@ static const struct srv_seg *piece_of(const struct srv_map *m, const struct srv_
  * has begun to change meanwhile, whatever was moved is still registered, and all of it stays known until the
  * next time. False: that is to come. Under the lock.
  */
-static bool unregister_all(struct srv_space *sp, const struct srv_pages *pages)
+static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 {
 	const struct srv_seg *first = piece_of(&sp->map, pages);
 	int ret = 0, looks;
 
 	if (!first)
 		return true;
+	if (sp->heir.nancestors)
+		return false;
+	if (srv_heir_doubts(&sp->heir, &sp->map, pages)) {
+		pages->leaving = false;
+		return true;
+	}
 	looks = look_at(sp, first);
 	if (looks == -EAGAIN && sp->ordered)
 		return false;
 	for (size_t i = 0; i < sp->map.n && looks != -ESRCH; i++) {
-		const struct srv_seg *seg = &sp->map.seg[i];
+		struct srv_seg *seg = &sp->map.seg[i];
 		int err = 0;
 
-		if (seg->pages == pages)
+		if (seg->pages == pages) {
 			err = libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
+			seg->left = err == 0;
+		}
 		/* Of what is not there any more there is nothing to be unregistered. */
 		if (err == -ENOMEM)
 			ret = err;

@@ -416,6 +416,23 @@ void srv_heir_remapped(struct srv_heir *h, const struct srv_moves *v,
 		note(h, remap->from, remap->to, len, false);
 }
 
+bool srv_heir_doubts(const struct srv_heir *h, const struct srv_map *m,
+		     const struct srv_pages *pages)
+{
+	for (size_t i = 0; i < m->n && h->n; i++) {
+		const struct srv_seg *seg = &m->seg[i];
+
+		for (unsigned int k = 0; seg->pages == pages && k < h->n; k++) {
+			const struct srv_move *move = &h->move[k];
+
+			if (!move->certain && move->from < seg->end &&
+			    seg->start < move->from + move->len)
+				return true;
+		}
+	}
+	return false;
+}
+
 /* ---- A fault where the map has no pages ---------------------------------------------------------------- */
 
 /* Has this ancestor told all that it will? Who is not served any more tells nothing. */
@@ -438,6 +455,16 @@ static bool all_have_told(struct srv_space *sp, uint64_t address)
 	while (h->nancestors && has_told(sp, h->ancestor[h->nancestors - 1], address))
 		h->nancestors--;
 	return !h->nancestors;
+}
+
+static bool is_known(struct srv_space *sp, uint64_t address)
+{
+	bool known;
+
+	pthread_mutex_lock(&sp->lock);
+	known = has_pages(&sp->map, address);
+	pthread_mutex_unlock(&sp->lock);
+	return known;
 }
 
 /* Nothing that the child did itself, and no other pages. Under the lock. */
@@ -475,6 +502,34 @@ static int may_be_true(struct srv_space *sp, unsigned int i, uint64_t page)
 }
 
 /*
+ * What lies right beside what a move took has left its place, too: then another move, of both, may have
+ * brought them here. 1, 0, or -EAGAIN.
+ */
+static int left_together(struct srv_space *sp, const struct run *run, uint64_t page)
+{
+	const struct srv_heir *h = &sp->heir;
+	const struct srv_move *move = &h->move[run->first];
+
+	for (unsigned int i = 0; i < h->n; i++) {
+		const struct srv_move *other = &h->move[i];
+		uint64_t beside = other->from < move->from ? move->from - page
+							   : move->from + move->len;
+		int ret;
+
+		if (other->certain || !covers(other->from, other->len, run->origin) ||
+		    !covers(other->from, other->len, beside) || !is_known(sp, beside))
+			continue;
+		ret = ask(sp, beside, page);
+		if (ret == -EAGAIN)
+			return ret;
+		ret = ret == -ENOENT ? may_be_true(sp, i, page) : 0;
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/*
  * Did these pages not come by this move? Not if the child has memory where they were: 1; but no process has any
  * where something stepped aside to. Nor if a later move may have brought them elsewhere. Or -EAGAIN.
  */
@@ -499,7 +554,7 @@ static int is_refuted(struct srv_space *sp, const struct run *run, uint64_t page
 		if (ret)
 			return ret;
 	}
-	return 0;
+	return run->hops == 1 ? left_together(sp, run, page) : 0;
 }
 
 /* 0: here the pages came from; or -ENOENT: none did; -EAGAIN: it cannot be told yet. */
@@ -525,16 +580,6 @@ static int find_true_origin(struct srv_space *sp, uint64_t *address, struct run 
 			return ret;
 		forget(h, run->first);
 	}
-}
-
-static bool is_known(struct srv_space *sp, uint64_t address)
-{
-	bool known;
-
-	pthread_mutex_lock(&sp->lock);
-	known = has_pages(&sp->map, address);
-	pthread_mutex_unlock(&sp->lock);
-	return known;
 }
 
 /* A reference to one of the loop's that has yet to be told, after the one with this id; or NULL. */

@@ -132,11 +132,11 @@ uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t sta
 	return n;
 }
 
-/* The first piece with pages that ends behind the address. */
+/* The first piece with pages that ends behind the address, and would be told to have gone. */
 static const struct srv_seg *alive(const struct srv_map *m, uint64_t address)
 {
 	for (size_t i = 0; i < m->n; i++)
-		if (m->seg[i].pages && m->seg[i].end > address)
+		if (m->seg[i].pages && !m->seg[i].left && m->seg[i].end > address)
 			return &m->seg[i];
 	return NULL;
 }

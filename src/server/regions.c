@@ -452,7 +452,7 @@ static size_t split(struct srv_map *m, uint64_t at, bool up)
 static bool joins(const struct srv_seg *left, const struct srv_seg *right)
 {
 	return left->end == right->start && left->page_shift == right->page_shift &&
-	       left->pages == right->pages && !left->grows &&
+	       left->pages == right->pages && !left->grows && left->left == right->left &&
 	       (!left->pages || left->first + pages_in(left) == right->first);
 }
 
@@ -474,21 +474,21 @@ static void join(struct srv_map *m, size_t i)
 
 /*
  * Zeros that a move has left give way, whatever the program has put there since: without UNMAP
- * events nothing else tells that they have gone.
+ * events nothing else tells that they have gone. So does what was unregistered, and is to be forgotten.
  *
  * The reservation that an event relies on may be another thread's, made before it began to read.
  */
 int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_pages *pages,
 		uint64_t first, unsigned int page_shift, bool grows)
 {
-	struct srv_seg seg = { start, end, pages, first, page_shift, grows };
+	struct srv_seg seg = { start, end, pages, first, page_shift, grows, false };
 	size_t i = behind(m, start);
 	int ret;
 
 	if (start >= end || ((start | end) & in_page(&seg)))
 		return -EINVAL;
 	for (size_t k = i; k < m->n && m->seg[k].start < end; k++)
-		if (m->seg[k].pages)
+		if (m->seg[k].pages && !m->seg[k].left)
 			return -EEXIST;
 	ret = reserve(m, m->n + 2, SRV_MESSAGES);
 	if (ret < 0)
@@ -595,6 +595,7 @@ static size_t zeros_of(const struct srv_map *m, size_t i, size_t j, struct srv_s
 
 		s.pages = NULL;
 		s.first = 0;
+		s.left = false;
 		if (n && joins(&last, &s))
 			s.start = last.start;
 		else if (n == max)
@@ -630,6 +631,7 @@ static uint64_t move(struct srv_map *m, size_t i, size_t j, size_t t, uint64_t f
 	for (size_t s = i; s < j; s++) {
 		m->seg[s].start += to - from; /* modulo 2^64: also down */
 		m->seg[s].end += to - from;
+		m->seg[s].left = false; /* what was moved was registered still */
 		pages += m->seg[s].pages ? pages_in(&m->seg[s]) : 0;
 	}
 	if (to > from) {

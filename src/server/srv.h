@@ -98,6 +98,7 @@ struct srv_seg {
 	uint64_t first;
 	unsigned int page_shift;
 	bool grows; /* what comes right behind it, up to the next piece, was added by mremap */
+	bool left;  /* was unregistered here: nobody tells what becomes of it, and it gives way */
 };
 
 /* Sorted by address; pieces do not overlap. Guarded by the lock of the space. */
@@ -109,7 +110,7 @@ struct srv_map {
 /* Room for @more changes of any kind, so that an event that was read can always be applied. */
 int srv_map_reserve(struct srv_map *m, size_t more);
 void srv_map_clear(struct srv_map *m);
-/* -EEXIST: overlaps a piece with pages (zeros give way). Takes a reference of @pages. */
+/* -EEXIST: overlaps a piece with pages (zeros, and what was left, give way). Takes a reference of @pages. */
 int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_pages *pages,
 		uint64_t first, unsigned int page_shift, bool grows);
 /* The piece that holds the address, or NULL. */
@@ -227,6 +228,9 @@ void srv_heir_remapped(struct srv_heir *h, const struct srv_moves *v,
  * waits is to ask again; 0: there are none to be known; -EAGAIN: later. @first: its message was just read.
  */
 int srv_heir_look(struct srv_space *sp, uint64_t address, bool first);
+/* Whether some of the pages may lie elsewhere than the map says. Under the lock. */
+bool srv_heir_doubts(const struct srv_heir *h, const struct srv_map *m,
+		     const struct srv_pages *pages);
 /* Between turns: no more is to be told to heirs whose ancestors' layouts have settled. */
 void srv_heirs_settle(struct srv_loop *loop);
 
@@ -368,8 +372,10 @@ bool srv_custom_abandon(struct libuffd_source *src, struct srv_fetch *f);
 
 /* ---- buffers.c ---------------------------------------------------------------------------------- */
 
-/* What MOVE moves at best: where huge pages have this size, one of them. */
+/* What MOVE moves at best: where huge pages have this size, one of them. A test has fewer pages. */
+#ifndef SRV_MOVE_LEN
 #define SRV_MOVE_LEN ((size_t)2 << 20)
+#endif
 
 struct srv_idle;
 

@@ -1549,6 +1549,31 @@ static void a_move_that_tells_too_much_takes_nothing_that_lives(void **state)
 }
 
 /* More than there is room for: the oldest are given up, and nothing is lost of those who moved in. */
+/* Of what was unregistered nobody tells that it has gone. */
+static void what_was_left_gives_way(void **state)
+{
+	struct srv_map m = { 0 };
+	struct srv_moves v = { 0 };
+	struct srv_pages *p;
+
+	(void)state;
+	put(&m, 10, 4, false);
+	srv_map_find(&m, AT(10))->left = true;
+	p = put(&m, 12, 4, false);
+	assert_int_equal(m.n, 2);
+	assert_ptr_equal(srv_map_find(&m, AT(13))->pages, p);
+	/* A move over a part of it is not one that tells too much, and moves all. */
+	put(&m, 30, 4, false);
+	srv_map_find(&m, AT(30))->left = true;
+	assert_int_equal(srv_moves_remapped(&v, &m, AT(12), AT(29), 4 * PAGE), 4);
+	assert_ptr_equal(srv_map_find(&m, AT(32))->pages, p);
+	assert_int_equal(srv_moves_unmapped(&v, &m, AT(12), AT(16)), 0);
+	/* What was moved itself was not left there. */
+	assert_int_equal(srv_moves_remapped(&v, &m, AT(33), AT(50), PAGE), 1);
+	assert_false(srv_map_find(&m, AT(50))->left);
+	srv_map_clear(&m);
+}
+
 static void too_many_that_step_aside_are_forgotten(void **state)
 {
 	struct places l = { .m = { 0 } };
@@ -1575,6 +1600,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(a_move_to_a_place_may_be_told_before_it_was_unmapped),
 	cmocka_unit_test(what_steps_aside_may_be_a_part),
 	cmocka_unit_test(a_move_that_tells_too_much_takes_nothing_that_lives),
+	cmocka_unit_test(what_was_left_gives_way),
 	cmocka_unit_test(too_many_that_step_aside_are_forgotten),
 	cmocka_unit_test(runs_and_finds_see_every_border),
 	cmocka_unit_test(what_is_behind_the_last_page_is_not_counted),
