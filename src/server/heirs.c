@@ -271,17 +271,43 @@ static bool leads_to(const struct srv_move *move, unsigned int n, uint64_t addre
 	return false;
 }
 
-/* What the parent told last may be too much: what it moved is on the map there, and the child has nothing there. */
+/* The first address of [start, end) where the map has pages, or one of these leads to; the end if there is none. */
+static uint64_t first_known(const struct srv_map *m, uint64_t start, uint64_t end)
+{
+	uint64_t first = end;
+
+	for (size_t i = 0; i < m->n; i++)
+		if (m->seg[i].pages && m->seg[i].start < end && m->seg[i].end > start)
+			first = least(first, most(m->seg[i].start, start));
+	return first;
+}
+
+static uint64_t first_led_to(const struct srv_move *move, unsigned int n, uint64_t start,
+			     uint64_t end)
+{
+	uint64_t first = end;
+
+	for (unsigned int i = 0; i < n; i++)
+		if (move[i].to < end && move[i].to + move[i].len > start)
+			first = least(first, most(move[i].to, start));
+	return first;
+}
+
+/*
+ * What the parent told last may be too much: what it moved, or a part of it, is on the map there, and the child has
+ * nothing there.
+ */
 static void doubt_recent(struct srv_space *child, const struct srv_heir *p)
 {
 	struct srv_heir *h = &child->heir;
 
 	for (unsigned int i = p->nrecent; i-- > 0;) {
 		struct srv_move m = p->recent[i];
-		bool last = has_pages(&child->map, m.to) &&
-			    !leads_to(&p->recent[i + 1], p->nrecent - i - 1, m.to);
+		uint64_t end = m.to + m.len, at = first_known(&child->map, m.to, end);
 
-		if ((last || leads_to(h->move, h->n, m.to)) && !is_registered(child, m.to))
+		if (at == end || leads_to(&p->recent[i + 1], p->nrecent - i - 1, at))
+			at = first_led_to(h->move, h->n, m.to, end);
+		if (at < end && !is_registered(child, at))
 			bequeath_last(h, (struct srv_move){ m.to, m.from, m.len, false, false });
 	}
 }
