@@ -434,6 +434,14 @@ static void count_fault(struct srv_counters *c, const struct libuffd_fault *faul
 		  1);
 }
 
+/* What is there reads as zeros, but what a file has is right. */
+static uint32_t without_pages(const struct libuffd_fault *fault)
+{
+	if (fault->flags & LIBUFFD_FAULT_WP)
+		return LIBUFFD_ANSWER_UNPROTECT;
+	return fault->flags & LIBUFFD_FAULT_MINOR ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_ZERO;
+}
+
 /* Under the lock. */
 static void judge(struct srv_port *port, const struct srv_seg *seg,
 		  const struct libuffd_fault *fault, uint64_t arrived, struct verdict *v)
@@ -449,9 +457,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 	}
 	if (!p) {
 		count_fault(&port->loop->server->counters, fault);
-		v->bare = fault->flags & LIBUFFD_FAULT_WP ? LIBUFFD_ANSWER_UNPROTECT
-			  : minor			  ? LIBUFFD_ANSWER_CONTINUE
-							  : LIBUFFD_ANSWER_ZERO;
+		v->bare = without_pages(fault);
 		return;
 	}
 	count_fault(p->region->counters, fault);
@@ -547,8 +553,7 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		if (seg && seg->grows) {
 			shift = seg->page_shift;
 			count_fault(&port->loop->server->counters, fault);
-			v.bare = fault->flags & LIBUFFD_FAULT_WP ? LIBUFFD_ANSWER_UNPROTECT
-								 : LIBUFFD_ANSWER_ZERO;
+			v.bare = without_pages(fault);
 		} else {
 			seg = NULL;
 		}
