@@ -503,8 +503,11 @@ static bool is_untouched(const struct srv_heir *h, const struct srv_map *m, uint
 	return !has_pages(m, address);
 }
 
-/* 0: the child has nothing where something would have come to; or 1, or -EAGAIN. */
-static int may_be_at(struct srv_space *sp, uint64_t address, uint64_t page)
+/*
+ * 0: the child has nothing where something would have come to; or 1, or -EAGAIN. @unsure: where the child has
+ * changed something since nothing shows that.
+ */
+static int may_be_at(struct srv_space *sp, uint64_t address, uint64_t page, int unsure)
 {
 	bool untouched;
 	int ret;
@@ -513,18 +516,20 @@ static int may_be_at(struct srv_space *sp, uint64_t address, uint64_t page)
 	untouched = is_untouched(&sp->heir, &sp->map, address);
 	pthread_mutex_unlock(&sp->lock);
 	if (!untouched)
-		return 1;
+		return unsure;
 	ret = ask(sp, address, page);
 	return ret == -EAGAIN ? ret : ret != -ENOENT;
 }
 
 /* Both ends of it. */
-static int may_be_true(struct srv_space *sp, unsigned int i, uint64_t page)
+static int may_be_true(struct srv_space *sp, unsigned int i, uint64_t page, int unsure)
 {
 	struct srv_move move = sp->heir.move[i];
-	int ret = may_be_at(sp, move.to, page);
+	int ret = may_be_at(sp, move.to, page, unsure);
 
-	return ret <= 0 || move.len <= page ? ret : may_be_at(sp, move.to + move.len - page, page);
+	return ret <= 0 || move.len <= page
+		       ? ret
+		       : may_be_at(sp, move.to + move.len - page, page, unsure);
 }
 
 /*
@@ -548,7 +553,7 @@ static int left_together(struct srv_space *sp, const struct run *run, uint64_t p
 		ret = ask(sp, beside, page);
 		if (ret == -EAGAIN)
 			return ret;
-		ret = ret == -ENOENT ? may_be_true(sp, i, page) : 0;
+		ret = ret == -ENOENT ? may_be_true(sp, i, page, 0) : 0;
 		if (ret)
 			return ret;
 	}
@@ -568,7 +573,7 @@ static int is_refuted(struct srv_space *sp, const struct run *run, uint64_t page
 		ret = ask(sp, run->origin & ~(page - 1), page);
 	if (ret != -ENOENT)
 		return ret == -EAGAIN ? ret : 1;
-	ret = run->hops == 1 ? may_be_true(sp, run->first, page) : 1;
+	ret = run->hops == 1 ? may_be_true(sp, run->first, page, 1) : 1;
 	if (ret <= 0)
 		return ret < 0 ? ret : 1;
 	for (unsigned int i = run->first + 1; i < h->n && run->hops == 1; i++) {
@@ -576,7 +581,7 @@ static int is_refuted(struct srv_space *sp, const struct run *run, uint64_t page
 
 		if (later->certain || !covers(later->from, later->len, run->origin))
 			continue;
-		ret = may_be_true(sp, i, page);
+		ret = may_be_true(sp, i, page, 0);
 		if (ret)
 			return ret;
 	}
