@@ -305,7 +305,8 @@ LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
  * fetched for it is dropped. When this returns no callback of the region runs or will run, and its alias
  * and the bytes of a memory source are not touched on its behalf any more, by signal handlers neither: they may
  * be unmapped. It waits for the turn that each loop is in, so do not hold what a callback waits for; and for reads
- * of a file straight into the alias, which with threads = 0 end in the next step, drain, or free.
+ * of a file straight into the alias, which with threads = 0 end in the next step, drain, or free. Of a page that was
+ * read there in part nothing is left: it is a hole of the file (MADV_REMOVE).
  *
  * Called from a callback it cannot wait: what is under way ends before libuffd_server_drain() or
  * libuffd_server_free() returns. After a stop with threads = 0, called by a thread that never stepped, it does not

@@ -114,8 +114,25 @@ static bool slot_free(const struct srv_fetch *f)
 	       all == atomic_load_explicit(&loop->background, memory_order_relaxed);
 }
 
+/*
+ * A page that was read in part into the file is there, and would be taken for right once its region has ended: a hole
+ * is not. While the alias is not yet the caller's again.
+ */
+static void drop_half(struct srv_fetch *f)
+{
+	uint64_t page = UINT64_C(1) << f->page_shift, from = f->have & ~(page - 1),
+		 end = (f->have + f->extent.len + page - 1) & ~(page - 1);
+
+	if (!f->buf || f->buf_len || !f->extent.len)
+		return;
+	madvise((unsigned char *)f->buf + from, (size_t)(end - from), MADV_REMOVE);
+	f->extent.len = 0;
+}
+
 void srv_drop_bytes(struct srv_fetch *f)
 {
+	if (!srv_is_dead(f) && !srv_is_forgotten(f))
+		drop_half(f);
 	if (f->buf_len)
 		srv_pool_put(&f->loop->pool, f->buf, f->buf_len);
 	if (f->owned)
@@ -242,8 +259,11 @@ static void read_done(struct srv_io *io)
 
 	f->stage = SRV_AT_WORK;
 	f->loop->reading--;
-	if (is_straight(f))
+	if (is_straight(f)) {
+		if (srv_is_dead(f) || srv_is_forgotten(f))
+			drop_half(f);
 		straight_end(f);
+	}
 	if (given_up(f))
 		return;
 	took = srv_file_took(f->extent.source, f->extent.offset, (unsigned char *)f->buf + f->have,
@@ -610,8 +630,10 @@ static void finish_reads(struct srv_loop *loop, const struct srv_region *r,
 		return;
 	for (struct srv_fetch *f = loop->all; f; f = f->all_next)
 		if (f->stage == SRV_READING && is_straight(f) &&
-		    (srv_fetch_region(f) == r || f->port->space == sp))
+		    (srv_fetch_region(f) == r || f->port->space == sp)) {
 			loop->ops->finish(loop->engine, &f->io);
+			drop_half(f);
+		}
 	/* What came meanwhile does not make the descriptor readable any more. */
 	if (atomic_load(&loop->fd_used))
 		loop->ops->alarm(loop->engine, srv_loop_due(loop));
