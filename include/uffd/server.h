@@ -148,9 +148,16 @@ LIBUFFD_EXPORT const char *libuffd_engine_name(uint32_t engine);
 
 /* ---- Spaces --------------------------------------------------------------------------------- */
 
+/*
+ * The kernel can poison (6.6; libuffd_probe() tells): do so where that is the policy, though whoever opened the
+ * userfaultfd did not ask for FEATURE_POISON. The kernel takes poison for any. Where it has none after all, the policy
+ * comes to FAIL.
+ */
+#define LIBUFFD_SPACE_POISON (1u << 0)
+
 struct libuffd_space_opts {
 	uint32_t size;
-	uint32_t flags; /* none yet */
+	uint32_t flags; /* LIBUFFD_SPACE_* */
 	int32_t pidfd; /* of the process, so that its exit is seen; the server makes a duplicate. -1: none */
 	/*
 	 * What becomes of who touches a missing page where there is no region. LIBUFFD_ON_ERROR_POISON: SIGBUS, where
@@ -169,7 +176,7 @@ struct libuffd_space_opts {
  *
  * A userfaultfd says nothing when its process exits; a pidfd does. Without one the space is found
  * dead when it is next used. Whether forked children are there still is looked at every second.
- *   -EINVAL  NULL, bad @opts, @u is blocking
+ *   -EINVAL  NULL, bad @opts, an unknown flag, @u is blocking
  *   -E2BIG   @opts is newer than the library and uses what it does not know
  *   -EEXIST  @u is attached already
  *   -EBADF   the pidfd is not open, or no pidfd (nor is a directory of /proc one); the userfaultfd is closed

@@ -49,7 +49,8 @@ static int check_space(const struct libuffd *u, const struct libuffd_space_opts 
 
 	if (flags < 0)
 		return -errno;
-	if (!(flags & O_NONBLOCK) || o->flags || o->unknown > LIBUFFD_ON_ERROR_FAIL)
+	if (!(flags & O_NONBLOCK) || o->flags & ~LIBUFFD_SPACE_POISON ||
+	    o->unknown > LIBUFFD_ON_ERROR_FAIL)
 		return -EINVAL;
 	return o->pidfd >= 0 && !is_pidfd(o->pidfd) ? -EBADF : 0;
 }

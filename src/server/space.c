@@ -88,6 +88,9 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 	sp->cfg = *cfg;
 	sp->home = home;
 	sp->features = libuffd_features(u);
+	/* To have it is all that the feature says; the ioctl does not look at it. */
+	if (cfg->flags & LIBUFFD_SPACE_POISON)
+		sp->features |= LIBUFFD_FEATURE_POISON;
 	sp->ordered = sp->features & LAYOUT_EVENTS;
 	/* Pages can be moved within one address space only; if it is another the kernel will say so. */
 	atomic_init(&sp->movable, sp->features & LIBUFFD_FEATURE_MOVE);

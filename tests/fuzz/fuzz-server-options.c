@@ -451,7 +451,7 @@ static void call_attach(void)
 
 	if (want < 0)
 		require(ret == want);
-	else if (known.flags || known.unknown > LIBUFFD_ON_ERROR_FAIL)
+	else if (known.flags & ~LIBUFFD_SPACE_POISON || known.unknown > LIBUFFD_ON_ERROR_FAIL)
 		require(ret == -EINVAL);
 	else
 		require(ret == 0 || ret == -EEXIST || (ret == -EBADF && known.pidfd >= 0));

@@ -101,7 +101,7 @@ static void odd_userfaultfds_are_not_attached(void **state)
 	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &id), -EINVAL);
 	libuffd_close(stage.v);
 	stage.v = uffd_with(0);
-	o.flags = 1;
+	o.flags = 2;
 	assert_int_equal(libuffd_server_attach(stage.s, stage.v, &o, &id), -EINVAL);
 	o.flags = 0;
 	o.unknown = 2;

@@ -517,6 +517,24 @@ static void an_error_is_a_signal_where_poison_is_the_policy(void **state)
 	assert_true(notices_of(LIBUFFD_NOTICE_ERROR) >= 2);
 }
 
+/* The kernel has it, and whoever opened the userfaultfd did not ask. */
+static void an_error_is_a_signal_where_the_caller_knows_that_it_can_be(void **state)
+{
+	struct libuffd_region r;
+
+	REQUIRES(LIBUFFD_FEATURE_POISON);
+	stage.space_opts = (struct libuffd_space_opts)LIBUFFD_SPACE_OPTS_INIT;
+	stage.space_opts.flags = LIBUFFD_SPACE_POISON;
+	stage_up(state, 4, MISSING, 0);
+	r = region_of(&stage.m, custom_source(fetch_error));
+	the_custom = r.source;
+	add_region(&r);
+	turn_server();
+	assert_int_equal(touch(mem_page(&stage.m, 1), false, NULL), SIGBUS);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_ERROR, 0).done, LIBUFFD_DONE_POISONED);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_FAILED), 0);
+}
+
 /* FAIL: the space is served no more, who waits waits, and another server can go on. */
 static void an_error_stops_the_space_where_failing_is_the_policy(void **state)
 {
@@ -1547,6 +1565,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_THREAD),
 	OF_ALL(lost_bytes_are_a_signal_and_never_zeros),
 	OF_SMALL(an_error_is_a_signal_where_poison_is_the_policy),
+	OF_SMALL(an_error_is_a_signal_where_the_caller_knows_that_it_can_be),
 	OF_SMALL(an_error_stops_the_space_where_failing_is_the_policy),
 	OF_SMALL(a_source_that_recovers_is_asked_again),
 	OF_SMALL(a_fault_brings_its_window_and_no_more),
