@@ -561,6 +561,9 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	start = fault->address;
 	pthread_mutex_unlock(&sp->lock);
 
+	/* Before anybody can have seen the answer: whoever ends the record then has it. */
+	if (pages)
+		srv_record_touch(port->loop->server, pages->region, first, n);
 	if (!seg) {
 		unknown(port, fault, arrived);
 	} else if (wanted) {
@@ -577,7 +580,6 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		srv_region_unref(v.written);
 	}
 	if (pages) {
-		srv_record_touch(port->loop->server, pages->region, first, n);
 		if (pages->region->cfg.ahead)
 			read_ahead(port, pages, asked);
 		srv_pages_unref(pages);
