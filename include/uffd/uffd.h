@@ -739,8 +739,8 @@ LIBUFFD_EXPORT void libuffd_scan_close(struct libuffd_scanner *s);
 /*
  * Send a duplicate of the descriptor, with @len bytes of payload, over a connected Unix socket
  * (SCM_RIGHTS). The handle stays the caller's. SOCK_SEQPACKET keeps messages apart; on SOCK_STREAM
- * the payload must tell its own length. If the socket is non-blocking and full in the middle of
- * a payload the call waits for it. Never raises SIGPIPE.
+ * the payload must tell its own length: see libuffd_recv_more(). If the socket is non-blocking and
+ * full in the middle of a payload the call waits for it. Never raises SIGPIPE.
  *   -EINVAL   @u or @payload is NULL, or @len is 0 (a descriptor cannot travel alone)
  *   -EAGAIN   non-blocking socket, nothing sent
  *   -EPIPE -ECONNRESET -ENOTCONN  the peer is gone. If a part was sent, so was the descriptor
@@ -752,20 +752,100 @@ LIBUFFD_EXPORT int libuffd_send(int sock, const struct libuffd *u, const void *p
 
 /*
  * Receive one message with exactly one userfaultfd, as a handle that knows what its owner enabled.
- * The descriptor is close-on-exec. *@len gets the bytes of payload received. On SOCK_STREAM more
- * of the payload may follow: read it from the socket until it is complete by its own rules. On
- * any failure every descriptor that came is closed again, and the message is lost.
- *   -EINVAL   a NULL pointer, or @cap is 0
+ * The descriptor is close-on-exec. *@len gets the bytes of payload received. On SOCK_STREAM these
+ * may be a part only, even one byte: libuffd_recv_more() gets the rest. On any failure every
+ * descriptor that came is closed again, and the message is lost.
+ *   -EINVAL   a NULL pointer, or @cap is 0; a SOCK_STREAM that is not connected
  *   -EAGAIN   non-blocking socket, nothing there
+ *   -EINTR    a signal handler ran before anything came
  *   -ECONNRESET  the peer closed the connection
  *   -EBADMSG  no descriptor, more than one, or descriptors were cut off
  *   -EMSGSIZE the packet is longer than @cap
  *   -ENOTTY   the descriptor is not a userfaultfd
  *   -EOPNOTSUPP  its owner has not done the handshake
+ *   -ENOTSOCK  not a socket
+ *   -ENOTCONN  a SOCK_SEQPACKET that is not connected
  *   -ENOENT -EMFILE -ENFILE -ENOMEM  as for libuffd_adopt()
  */
 LIBUFFD_EXPORT int libuffd_recv(int sock, void *payload, size_t cap, size_t *len,
 				struct libuffd **out);
+
+/* Do not return before all of @cap bytes are there. */
+#define LIBUFFD_RECV_ALL (UINT64_C(1) << 0)
+
+/*
+ * Receive more of a payload whose descriptor libuffd_recv() has got from a SOCK_STREAM: what is
+ * there, up to @cap bytes, waiting for the first of them; or, with LIBUFFD_RECV_ALL, exactly @cap
+ * bytes, joined from as many parts as they come in (none at once if @cap is 0). No byte beyond
+ * @cap is taken, so the next message keeps its own, and its descriptor.
+ *
+ * The socket knows no ends of messages: how long a payload is must stand in it, or both sides must
+ * know. Where the end can be told only after reading up to it, ask without RECV_ALL, and let no second
+ * message follow on the connection: what is read too far would be of that.
+ *
+ * *@done gets the bytes received, also on failure: after -EAGAIN and -EINTR go on behind them.
+ *   -EINVAL   @done is NULL, an unknown flag, @payload is NULL; @cap is 0 without RECV_ALL;
+ *             not connected
+ *   -EAGAIN   non-blocking socket, and there is no more
+ *   -EINTR    a signal handler ran
+ *   -ECONNRESET  the peer closed the connection
+ *   -EBADMSG  a descriptor came, or several. They are closed, and the bytes that they came with are
+ *             lost; the kernel may have joined these with bytes before them. Close the connection
+ *   -EPROTOTYPE  not a stream: packets come whole
+ *   -ENOTSOCK  not a socket
+ */
+LIBUFFD_EXPORT int libuffd_recv_more(int sock, void *payload, size_t cap, uint64_t flags,
+				     size_t *done);
+
+/* ---- Who is at the other end ---------------------------------------------------------------- */
+
+/* No pidfd: who it is, is all that is wanted. */
+#define LIBUFFD_PEER_NO_PIDFD (UINT64_C(1) << 0)
+/* A pidfd that is the peer's beyond doubt, or none: see by_number. */
+#define LIBUFFD_PEER_EXACT (UINT64_C(1) << 1)
+
+struct libuffd_peer_info {
+	uint32_t size;
+	int32_t pid;	    /* 0: not in the caller's pid namespace, nor below it */
+	uint32_t uid, gid;  /* effective; as the caller's user namespace has them */
+	int32_t pidfd;	    /* the caller closes it; -1: none */
+	uint32_t by_number; /* 1: the pidfd was got by pid; 0: from the socket, or there is none */
+};
+/* clang-format off */
+#define LIBUFFD_PEER_INFO_INIT { sizeof(struct libuffd_peer_info), 0, 0, 0, -1, 0 }
+/* clang-format on */
+
+/*
+ * Who is at the other end of a connected Unix socket, SOCK_STREAM or SOCK_SEQPACKET (SO_PEERCRED),
+ * with a pidfd, close-on-exec. A userfaultfd says nothing when the process dies whose memory it
+ * serves: that is what the pidfd is for. It polls readable from the exit on; struct libuffd_space_opts
+ * takes it, and so does pidfd_send_signal(2).
+ *
+ * The kernel remembers who called connect(2); if the peer is the one that accepted, who called
+ * listen(2); of a socketpair(2), who made it. Whoever was given the socket since, or inherited it,
+ * is not told of, and no more does the socket know whose memory a userfaultfd is of that came
+ * over it: that both are one is for the two sides to agree.
+ *
+ * From 6.5 on the pidfd is the peer's own, whatever has become of its number (SO_PEERPIDFD). Before
+ * that it is got by the number (pidfd_open(2), 5.3), and by_number is 1. The number may be another
+ * process's by then. If the connection has been closed the call sees it, and fails; but if the peer
+ * has exited, and somebody else holds its end of the connection (a child that inherited it, say),
+ * then this can be any process. Do not kill by such a pidfd where that may be.
+ *
+ * @out->size is the caller's; as many bytes are filled in, zeros beyond what the library knows. On
+ * failure pidfd is -1, and pid, uid and gid are told if they are known (pid 0 and uid -1 if not).
+ *   -EINVAL   @out is NULL, or its size is bad (then nothing is written); an unknown flag, or both
+ *   -EBADF    not a descriptor
+ *   -ENOTSOCK  not a socket
+ *   -EOPNOTSUPP  not a Unix socket, or one of datagrams
+ *   -ENOTCONN  never connected, or a listening socket
+ *   -ESRCH    the peer has exited, and was waited for (from 6.16 on there is a pidfd of it all the
+ *             same, and readable); or, before 6.5, the connection has been closed
+ *   -ENOPROTOOPT  this kernel has no SO_PEERPIDFD, and PEER_EXACT was asked for, or pid is 0
+ *   -ENOSYS   before 5.3: no pidfds at all
+ *   -EMFILE -ENFILE -ENOMEM  out of descriptors or memory
+ */
+LIBUFFD_EXPORT int libuffd_peer(int sock, uint64_t flags, struct libuffd_peer_info *out);
 
 #ifdef __cplusplus
 }

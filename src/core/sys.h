@@ -30,9 +30,12 @@ void *sys_map_zeros(size_t len);
 void sys_unmap(void *addr, size_t len);
 ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags);
 ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags);
-/* AF_UNIX and so on */
-int sys_socket_domain(int fd);
+/* getsockopt(2) of SOL_SOCKET, of a value whose size is known */
+int sys_sockopt(int fd, int option, void *value, size_t len);
 /* Wait until the socket takes more. */
 int sys_wait_writable(int fd);
+/* 1 if nobody holds the other end of a connection any more, 0 if somebody does */
+int sys_hung_up(int fd);
+int sys_pidfd_open(pid_t pid);
 
 #endif

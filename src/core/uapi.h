@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <linux/fs.h>
 #include <linux/userfaultfd.h>
 
@@ -85,6 +86,16 @@ struct uapi_scan {
 #define UAPI_IOC_RWPROTECT _IOWR(UAPI_NR, 0x09, struct uapi_protect)
 #define UAPI_IOC_SET_MODE _IOW(UAPI_NR, 0x0a, struct uapi_set_mode)
 #define UAPI_IOC_PAGEMAP_SCAN _IOWR('f', 16, struct uapi_scan)
+
+/* Of sockets, from 6.5 on: the peer's pidfd, and a pidfd of the sender beside each message. */
+#if defined(__sparc__)
+#define UAPI_SO_PEERPIDFD 0x0056
+#elif defined(__hppa__)
+#define UAPI_SO_PEERPIDFD 0x404b
+#else
+#define UAPI_SO_PEERPIDFD 77
+#endif
+#define UAPI_SCM_PIDFD 4
 
 /* ---- Proof ---------------------------------------------------------------------------------- */
 
@@ -222,6 +233,12 @@ UAPI_SAME(LIBUFFD_PAGE_SOFT_DIRTY, PAGE_IS_SOFT_DIRTY);
 #endif
 #ifdef PAGE_IS_GUARD
 UAPI_SAME(LIBUFFD_PAGE_GUARD, PAGE_IS_GUARD);
+#endif
+#ifdef SO_PEERPIDFD
+UAPI_SAME(UAPI_SO_PEERPIDFD, SO_PEERPIDFD);
+#endif
+#ifdef SCM_PIDFD
+UAPI_SAME(UAPI_SCM_PIDFD, SCM_PIDFD);
 #endif
 #ifdef PAGE_IS_ACCESSED
 UAPI_SAME(LIBUFFD_PAGE_ACCESSED, PAGE_IS_ACCESSED);

@@ -80,6 +80,13 @@ AT(libuffd_scan_args, any, 40);
 AT(libuffd_scan_args, inverted, 48);
 AT(libuffd_scan_args, report, 56);
 
+SAME(sizeof(struct libuffd_peer_info), 24);
+AT(libuffd_peer_info, pid, 4);
+AT(libuffd_peer_info, uid, 8);
+AT(libuffd_peer_info, gid, 12);
+AT(libuffd_peer_info, pidfd, 16);
+AT(libuffd_peer_info, by_number, 20);
+
 /* server.h */
 
 /* No size in it, nor in libuffd_request: what is appended changes sizeof, and nothing that is there. */
@@ -192,6 +199,7 @@ int main(void)
 	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
 	struct libuffd_answer answer = LIBUFFD_ANSWER_INIT;
 	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_peer_info peer = LIBUFFD_PEER_INFO_INIT;
 	struct libuffd_server_opts server = LIBUFFD_SERVER_OPTS_INIT;
 	struct libuffd_space_opts space = LIBUFFD_SPACE_OPTS_INIT;
 	struct libuffd_region region = LIBUFFD_REGION_INIT;
@@ -200,9 +208,9 @@ int main(void)
 
 	return !(opts.size == sizeof(opts) && !opts.report && caps.size == sizeof(caps) &&
 		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args) &&
-		 server.size == sizeof(server) && !server.notice && !server.ctx &&
-		 space.size == sizeof(space) && space.pidfd == -1 &&
-		 region.size == sizeof(region) && !region.source && !region.ahead &&
-		 fill.size == sizeof(fill) && !fill.rate && stats.size == sizeof(stats) &&
-		 !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
+		 peer.size == sizeof(peer) && peer.pidfd == -1 && server.size == sizeof(server) &&
+		 !server.notice && !server.ctx && space.size == sizeof(space) &&
+		 space.pidfd == -1 && region.size == sizeof(region) && !region.source &&
+		 !region.ahead && fill.size == sizeof(fill) && !fill.rate &&
+		 stats.size == sizeof(stats) && !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
 }

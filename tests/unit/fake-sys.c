@@ -8,6 +8,7 @@ void fake_reset(void)
 	memset(&fake, 0, sizeof(fake));
 	fake.page = FAKE_PAGE;
 	fake.domain = AF_UNIX;
+	fake.type = SOCK_STREAM;
 }
 
 int fake_fd(void)
@@ -55,10 +56,27 @@ ssize_t sys_pread(int fd, void *buf, size_t len, uint64_t offset)
 	return fake.pread ? fake.pread(fd, buf, len, offset) : (ssize_t)len;
 }
 
-int sys_socket_domain(int fd)
+int sys_sockopt(int fd, int option, void *value, size_t len)
 {
-	(void)fd;
-	return fake.domain;
+	int known = option == SO_DOMAIN ? fake.domain : option == SO_TYPE ? fake.type : 0;
+
+	if (fake.domain < 0)
+		return fake.domain;
+	if (!known)
+		return fake.sockopt ? fake.sockopt(fd, option, value, len) : -ENOPROTOOPT;
+	assert_int_equal(len, sizeof(known));
+	memcpy(value, &known, sizeof(known));
+	return 0;
+}
+
+int sys_hung_up(int fd)
+{
+	return fake.hung_up ? fake.hung_up(fd) : -ENOSYS;
+}
+
+int sys_pidfd_open(pid_t pid)
+{
+	return fake.pidfd_open ? fake.pidfd_open(pid) : -ENOSYS;
 }
 
 int sys_open(const char *path, int flags)

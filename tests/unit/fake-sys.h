@@ -34,7 +34,11 @@ struct fake {
 	ssize_t (*recvmsg)(int fd, struct msghdr *msg, int flags);
 	ssize_t (*pread)(int fd, void *buf, size_t len, uint64_t offset);
 	int capable;
-	int domain; /* of every socket */
+	int domain; /* of every socket, and its type: those that exist */
+	int type;
+	int (*sockopt)(int fd, int option, void *value, size_t len); /* the other options */
+	int (*pidfd_open)(pid_t pid);
+	int (*hung_up)(int fd);
 	size_t page;
 
 	unsigned int ioctls; /* calls so far */
