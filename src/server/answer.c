@@ -138,6 +138,34 @@ static void bring_in(const struct srv_fetch *f, const void *data, uint64_t len)
 }
 
 /*
+ * Where a page of a file was protected its mark stays when the page goes, and poison replaces no mark: whoever found no
+ * page would be told that there is one, for ever. If there is one after all it is protected again.
+ */
+static int poison(struct srv_fetch *f, uint64_t address, uint64_t len, size_t *done)
+{
+	const struct libuffd *u = f->port->space->u;
+	struct libuffd_answer mark = LIBUFFD_ANSWER_INIT;
+	int ret = libuffd_poison(u, address, (size_t)len, 0, done);
+	size_t more;
+
+	if (ret != -EEXIST)
+		return ret;
+	mark.kind = LIBUFFD_ANSWER_UNPROTECT;
+	mark.flags = LIBUFFD_RESOLVE_DONTWAKE;
+	mark.start = address;
+	mark.len = mark.page_size = UINT64_C(1) << f->page_shift;
+	if (libuffd_resolve(u, &mark, &more) < 0)
+		return ret;
+	ret = libuffd_poison(u, address, (size_t)mark.len, 0, done);
+	if (ret == -EEXIST) {
+		mark.kind = LIBUFFD_ANSWER_PROTECT;
+		mark.flags = 0;
+		libuffd_resolve(u, &mark, &more);
+	}
+	return ret == 0 && mark.len < len ? -EAGAIN : ret;
+}
+
+/*
  * One answer, by the call that tells most: what it comes to for a page that is there already is
  * libuffd_resolve()'s to get right.
  */
@@ -159,6 +187,8 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 		ret = libuffd_copy(u, address, data, (size_t)len, f->flags, done);
 	} else if (f->answer == LIBUFFD_ANSWER_CONTINUE) {
 		ret = libuffd_continue(u, address, (size_t)len, f->flags, done);
+	} else if (f->answer == LIBUFFD_ANSWER_POISON) {
+		ret = poison(f, address, len, done);
 	}
 	if (ret == 0)
 		return 0;
@@ -431,6 +461,17 @@ static bool answer_failed(struct srv_fetch *f, int ret)
 			give_up_pages(f, f->first + f->pos, 1);
 			space_unlock(f);
 		}
+		f->pos++;
+		return true;
+	case -EFAULT:
+		/* What the file had it has no more: who waits sees for himself. */
+		if (f->answer != LIBUFFD_ANSWER_CONTINUE || !f->pages ||
+		    srv_fetch_region(f)->source)
+			break;
+		space_lock(f);
+		give_up_pages(f, f->first + f->pos, 1);
+		space_unlock(f);
+		wake_pages(f, f->first + f->pos, 1);
 		f->pos++;
 		return true;
 	case -ESRCH:

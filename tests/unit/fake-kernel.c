@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,6 +45,127 @@ void *__wrap_mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t o
 		return MAP_FAILED;
 	}
 	return __real_mmap64(addr, len, prot, flags, fd, offset);
+}
+
+/* Whether a buffer has turned out to be a huge page. */
+int __wrap_mincore(void *addr, size_t len, unsigned char *vec);
+int __wrap_mincore(void *addr, size_t len, unsigned char *vec)
+{
+	(void)addr;
+	memset(vec, chance(80), len / FK_PAGE);
+	return 0;
+}
+
+/* Now and then the page cache has it, or a part. */
+ssize_t __wrap_preadv64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags);
+ssize_t __wrap_preadv64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags)
+{
+	size_t len = iov->iov_len;
+
+	if (n != 1 || flags != RWF_NOWAIT)
+		broken("reads with flags %#x", flags);
+	if (!chance(20)) {
+		errno = EAGAIN;
+		return -1;
+	}
+	if (len > 1 && chance(20))
+		len = 1 + (size_t)rnd(len - 1);
+	return pread(fd, iov->iov_base, len, offset);
+}
+
+/* The first and the last eight bytes. */
+static uint64_t tag_of(const unsigned char *data)
+{
+	uint64_t head, end;
+
+	memcpy(&head, data, 8);
+	memcpy(&end, data + FK_PAGE - 8, 8);
+	if (head == end)
+		return head;
+	return end ? FK_TORN : head | FK_CUT;
+}
+
+static void put_tag(unsigned char *data, uint64_t tag)
+{
+	memcpy(data, &tag, 8);
+	memcpy(data + FK_PAGE - 8, &tag, 8);
+}
+
+/* ---- Shared memory --------------------------------------------------------------------------------- */
+
+static unsigned char in_files[FK_FILES][FK_FILE_PAGES * FK_PAGE] __attribute__((aligned(FK_PAGE)));
+
+static unsigned char *bytes_of(const struct fk_file *f, unsigned int page)
+{
+	return f->at + page * FK_PAGE;
+}
+
+unsigned int fk_file(void)
+{
+	struct fk_file *f = &fk.file[fk.files];
+
+	if (fk.files == FK_FILES)
+		return 0;
+	f->at = in_files[fk.files];
+	for (unsigned int i = 0; i < FK_FILE_PAGES; i++)
+		put_tag(bytes_of(f, i), FK_HOLE);
+	return ++fk.files;
+}
+
+struct fk_file *fk_file_of(const struct fk_page *p)
+{
+	return p->file ? &fk.file[p->file - 1] : NULL;
+}
+
+static unsigned char *bytes(const struct fk_page *p)
+{
+	return bytes_of(fk_file_of(p), p->file_page);
+}
+
+bool fk_cached(const struct fk_page *p)
+{
+	return p->file && tag_of(bytes(p)) != FK_HOLE;
+}
+
+uint64_t fk_tag(const struct fk_page *p)
+{
+	return p->file ? tag_of(bytes(p)) : p->tag;
+}
+
+/* It is in nobody's page table. */
+static void punch(struct fk_file *f, unsigned int page)
+{
+	f->own[page] = 0;
+	put_tag(bytes_of(f, page), FK_HOLE);
+	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
+		for (unsigned int i = 0; i < FK_SLOTS; i++) {
+			struct fk_page *p = &mm->page[i];
+
+			if (fk_file_of(p) == f && p->file_page == page && p->content == FK_BYTES)
+				p->content = FK_ABSENT;
+		}
+}
+
+void fk_write_file(struct fk_file *f, unsigned int page)
+{
+	f->own[page] = FK_OWN | ++fk.written;
+	put_tag(bytes_of(f, page), f->own[page]);
+}
+
+/* Only of files. */
+int __real_madvise(void *addr, size_t len, int advice);
+int __wrap_madvise(void *addr, size_t len, int advice);
+int __wrap_madvise(void *addr, size_t len, int advice)
+{
+	uintptr_t at = (uintptr_t)addr - (uintptr_t)in_files;
+
+	if (advice != MADV_REMOVE)
+		return __real_madvise(addr, len, advice);
+	if (at >= sizeof(in_files) || at % FK_PAGE || len % FK_PAGE)
+		broken("takes %#zx away from %p", len, addr);
+	for (at /= FK_PAGE; len; at++, len -= FK_PAGE)
+		punch(&fk.file[at / FK_FILE_PAGES], at % FK_FILE_PAGES);
+	return 0;
 }
 
 /* ---- Address spaces -------------------------------------------------------------------------------- */
@@ -139,13 +261,17 @@ static void wake(struct fk_mm *mm, unsigned int first, unsigned int end)
 static void release(struct fk_mm *mm)
 {
 	for (unsigned int i = 0; i < FK_SLOTS && !mm->dead; i++)
-		if (mm->page[i].missing && mm->page[i].content == FK_ABSENT)
+		if (mm->page[i].missing && mm->page[i].content == FK_ABSENT &&
+		    !fk_cached(&mm->page[i]))
 			broken("mm %u: closed, and slot %u reads as zeros", mm->id, i);
 	mm->released = true;
 	mm->fd = -1;
 	mm->u = NULL;
-	for (unsigned int i = 0; i < FK_SLOTS; i++)
-		mm->page[i].missing = mm->page[i].minds_wp = mm->page[i].wp = false;
+	for (unsigned int i = 0; i < FK_SLOTS; i++) {
+		struct fk_page *p = &mm->page[i];
+
+		p->missing = p->minor = p->minds_wp = p->wp = false;
+	}
 	wake(mm, 0, FK_SLOTS);
 }
 
@@ -172,7 +298,7 @@ bool fk_is_busy(const struct fk_mm *mm, unsigned int first, unsigned int n)
 bool fk_registered(const struct fk_mm *mm, unsigned int first, unsigned int n)
 {
 	for (unsigned int i = first; i < first + n; i++)
-		if (mm->page[i].missing)
+		if (fk_is_registered(&mm->page[i]))
 			return true;
 	return false;
 }
@@ -186,31 +312,46 @@ static void fault(struct fk_thread *t, uint64_t flags)
 	t->flags = flags | (t->write ? LIBUFFD_FAULT_WRITE : 0);
 }
 
+/* Nobody is to be asked: what the file has, or zeros. It is protected only if it was before. */
+static void map_itself(struct fk_page *p)
+{
+	if (p->file && !fk_cached(p))
+		put_tag(bytes(p), FK_ZERO);
+	p->asked |= p->file && !p->wp;
+	p->content = FK_BYTES;
+	p->tag = FK_ZERO;
+}
+
+static void write_to(struct fk_page *p)
+{
+	if (p->file) {
+		fk_write_file(fk_file_of(p), p->file_page);
+		return;
+	}
+	p->tag = FK_OWN | ++fk.written;
+	p->own = true;
+}
+
 void fk_touch(struct fk_mm *mm, struct fk_thread *t)
 {
-	static uint64_t written;
 	struct fk_page *p = &mm->page[t->slot];
 
 	t->state = FK_RUNS;
 	if (!p->vma)
 		return; /* SIGSEGV */
-	if (p->content == FK_ABSENT && p->missing) {
-		fault(t, 0);
+	if (p->content == FK_ABSENT && (fk_cached(p) ? p->minor : p->missing)) {
+		fault(t, fk_cached(p) ? LIBUFFD_FAULT_MINOR : 0);
 		return;
 	}
-	if (p->content == FK_ABSENT) {
-		p->content = FK_BYTES;
-		p->tag = FK_ZERO;
-	}
+	if (p->content == FK_ABSENT)
+		map_itself(p);
 	if (p->content == FK_BYTES && t->write && p->wp) {
 		fault(t, LIBUFFD_FAULT_WP);
 		return;
 	}
 	law_access(mm, t->slot, t->write);
-	if (t->write && p->content == FK_BYTES) {
-		p->tag = FK_OWN | ++written;
-		p->own = true;
-	}
+	if (t->write && p->content == FK_BYTES)
+		write_to(p);
 }
 
 /* A handler runs; then the access faults once more, and sends another message. */
@@ -259,28 +400,40 @@ static void finish(struct fk_mm *mm, struct fk_mutator *m)
 	m->state = FK_IDLE;
 }
 
-void fk_mutate(struct fk_mm *mm, struct fk_mutator *m)
+/* Of a file the mark of a page that was protected stays in the page table, mostly also when the page has gone. */
+static void zap_file(struct fk_page *p, bool punches)
 {
-	if (!m->n) {
-		fk_zap(mm, m->first, m->end);
-		finish(mm, m);
+	if (!punches)
 		return;
-	}
-	mm->changing += m->n;
-	enqueue(mm, m);
+	punch(fk_file_of(p), p->file_page);
+	p->wp = p->wp && chance(50);
 }
 
-void fk_zap(struct fk_mm *mm, unsigned int first, unsigned int end)
+static void fk_zap(struct fk_mm *mm, const struct fk_mutator *m)
 {
-	for (unsigned int i = first; i < end; i++) {
+	for (unsigned int i = m->first; i < m->end; i++) {
 		struct fk_page *p = &mm->page[i];
 
 		if (!p->vma)
 			continue;
 		p->content = FK_ABSENT;
-		p->wp = false;
+		if (p->file)
+			zap_file(p, m->punches);
+		else
+			p->wp = false;
 		law_zapped(mm, p);
 	}
+}
+
+void fk_mutate(struct fk_mm *mm, struct fk_mutator *m)
+{
+	if (!m->n) {
+		fk_zap(mm, m);
+		finish(mm, m);
+		return;
+	}
+	mm->changing += m->n;
+	enqueue(mm, m);
 }
 
 bool fk_run_mutator(struct fk_mm *mm, struct fk_mutator *m)
@@ -296,7 +449,7 @@ bool fk_run_mutator(struct fk_mm *mm, struct fk_mutator *m)
 			finish(mm, m);
 		return true;
 	case FK_TO_ZAP:
-		fk_zap(mm, m->first, m->end);
+		fk_zap(mm, m);
 		finish(mm, m);
 		return true;
 	default:
@@ -499,6 +652,7 @@ int libuffd_register(const struct libuffd *u, uint64_t start, uint64_t len, uint
 			continue;
 		found++;
 		mm->page[i].missing = modes & LIBUFFD_MODE_MISSING;
+		mm->page[i].minor = modes & LIBUFFD_MODE_MINOR;
 		mm->page[i].minds_wp = modes & LIBUFFD_MODE_WP;
 	}
 	return found ? 0 : -EINVAL;
@@ -536,10 +690,10 @@ int libuffd_unregister(const struct libuffd *u, uint64_t start, uint64_t len)
 	for (unsigned int i = first; i < first + n; i++) {
 		struct fk_page *p = &mm->page[i];
 
-		if (p->vma && p->content == FK_ABSENT && p->law != LAW_ZERO &&
-		    p->law != LAW_PLAIN && p->law != LAW_EITHER)
+		if (p->vma && p->missing && p->content == FK_ABSENT && !fk_cached(p) &&
+		    p->law != LAW_ZERO && p->law != LAW_PLAIN && p->law != LAW_EITHER)
 			broken("mm %u: page %u is unregistered and was never supplied", mm->id, i);
-		p->missing = p->minds_wp = p->wp = false;
+		p->missing = p->minor = p->minds_wp = p->wp = false;
 		if (!p->vma)
 			continue;
 		p->law = LAW_PLAIN;
@@ -548,6 +702,15 @@ int libuffd_unregister(const struct libuffd *u, uint64_t start, uint64_t len)
 	}
 	wake(mm, first, first + n);
 	return 0;
+}
+
+static bool one_mapping(const struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	for (unsigned int i = first; i < first + n; i++)
+		if (!mm->page[i].vma || mm->page[i].vma != mm->page[first].vma ||
+		    !fk_is_registered(&mm->page[i]))
+			return false;
+	return true;
 }
 
 /* What every resolving call looks at first, in the kernel's order. */
@@ -562,56 +725,72 @@ static int may_resolve(struct fk_mm *mm, uint64_t start, uint64_t len, unsigned 
 	}
 	if (mm->dead)
 		return -ESRCH;
-	if (!fk.calm && chance(2))
-		return -EAGAIN;
 	if ((start | len) % FK_PAGE || !len)
 		broken("mm %u: answers %#llx + %#llx", mm->id, (unsigned long long)start,
 		       (unsigned long long)len);
 	if (!to_slots(start, len, first, n))
 		return -ENOENT;
-	for (unsigned int i = *first; i < *first + *n; i++)
-		if (!mm->page[i].vma || mm->page[i].vma != mm->page[*first].vma ||
-		    !(mm->page[i].missing || mm->page[i].minds_wp))
-			return -ENOENT;
-	return 0;
+	if (!fk.calm && chance(2))
+		return -EAGAIN;
+	return one_mapping(mm, *first, *n) ? 0 : -ENOENT;
 }
 
-static uint64_t tag_of(const unsigned char *data)
+enum op { COPY, ZERO, CONTINUE, POISON };
+
+/* 0, or why not. */
+static int may_install(const struct fk_page *p, enum op op, bool wp)
 {
-	uint64_t head, end;
-
-	memcpy(&head, data, 8);
-	memcpy(&end, data + FK_PAGE - 8, 8);
-	if (head == end)
-		return head;
-	return end ? FK_TORN : head | FK_CUT;
-}
-
-enum op { COPY, ZERO, POISON };
-
-static int install_one(struct fk_mm *mm, unsigned int slot, enum op op, const unsigned char *data,
-		       bool wp)
-{
-	struct fk_page *p = &mm->page[slot];
-	uint64_t tag = op == COPY ? tag_of(data) : FK_ZERO;
-
 	if (wp && !p->minds_wp)
 		return -EINVAL;
-	if (p->content == FK_BYTES || (p->content == FK_POISON && op != COPY))
+	/* A mark in the page table is overwritten by pages, not by other marks. */
+	if (p->content == FK_BYTES || (op == POISON && (p->content == FK_POISON || p->wp)) ||
+	    (p->content == FK_POISON && op == ZERO))
 		return -EEXIST;
-	if (!fk.calm && rnd(1000) < fk.flaky) {
-		p->may_poison = true;
-		fk.memory_errors++;
-		return -ENOMEM;
+	if (op == CONTINUE)
+		return !p->file ? -EINVAL : fk_cached(p) ? 0 : -EFAULT;
+	return op != POISON && fk_cached(p) ? -EEXIST : 0;
+}
+
+static void put_in(struct fk_mm *mm, unsigned int slot, enum op op, uint64_t tag, bool wp)
+{
+	static const char *const names[] = { "bytes", "bytes", "its file's", "poison" };
+	struct fk_page *p = &mm->page[slot];
+
+	trace("mm %u: slot %u gets %s %#llx%s", mm->id, slot, names[op], (unsigned long long)tag,
+	      wp ? " protected" : "");
+	if (op == CONTINUE)
+		law_map(mm, slot, tag, wp);
+	else
+		law_install(mm, slot, op == POISON ? FK_POISON : FK_BYTES, tag, wp);
+	if (p->file && op != CONTINUE && op != POISON) {
+		memset(bytes(p), 0, FK_PAGE);
+		put_tag(bytes(p), tag & ~FK_CUT);
+		if (tag & FK_CUT)
+			memset(bytes(p) + FK_PAGE - 8, 0, 8);
 	}
-	trace("mm %u: slot %u gets %s %#llx%s", mm->id, slot, op == POISON ? "poison" : "bytes",
-	      (unsigned long long)tag, wp ? " protected" : "");
-	law_install(mm, slot, op == POISON ? FK_POISON : FK_BYTES, tag, wp);
 	p->content = op == POISON ? FK_POISON : FK_BYTES;
 	p->tag = tag;
 	p->wp = wp;
 	p->own = false;
 	p->keep_poison = op == POISON;
+	fk.continued += op == CONTINUE;
+	fk.installed += op != POISON;
+}
+
+static int install_one(struct fk_mm *mm, unsigned int slot, enum op op, const unsigned char *data,
+		       bool wp)
+{
+	struct fk_page *p = &mm->page[slot];
+	int ret = may_install(p, op, wp);
+
+	if (ret < 0)
+		return ret;
+	if (!fk.calm && rnd(1000) < fk.flaky) {
+		p->may_poison = true;
+		fk.memory_errors++;
+		return -ENOMEM;
+	}
+	put_in(mm, slot, op, op == COPY ? tag_of(data) : op == CONTINUE ? fk_tag(p) : FK_ZERO, wp);
 	return 0;
 }
 
@@ -651,7 +830,8 @@ static int probe(struct fk_mm *mm, uint64_t dst)
 
 	if (ret < 0)
 		return ret;
-	return mm->page[first].content == FK_BYTES ? -EEXIST : -EFAULT;
+	return mm->page[first].content == FK_BYTES || fk_cached(&mm->page[first]) ? -EEXIST
+										  : -EFAULT;
 }
 
 int libuffd_copy(const struct libuffd *u, uint64_t dst, const void *src, size_t len, uint64_t flags,
@@ -660,34 +840,82 @@ int libuffd_copy(const struct libuffd *u, uint64_t dst, const void *src, size_t 
 	*done = 0;
 	if (flags & LIBUFFD_COPY_DONTWAKE)
 		return probe(u->mm, dst);
+	if (fk.to_copy == dst)
+		fk.to_copy = 0;
 	return install(u, COPY, dst, src, len, flags, done);
 }
 
 int libuffd_continue(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags,
 		     size_t *done)
 {
-	(void)u;
-	(void)dst;
-	(void)len;
-	(void)flags;
-	*done = 0;
-	broken("continues");
+	if (flags & LIBUFFD_CONTINUE_DONTWAKE)
+		broken("continues, and wakes nobody");
+	return install(u, CONTINUE, dst, NULL, len, flags, done);
 }
 
-/* Only pages that came in one huge page are moved, and here are none so large. */
+int libuffd_poison(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags, size_t *done)
+{
+	if (flags)
+		broken("poisons, and wakes nobody");
+	return install(u, POISON, dst, NULL, len, 0, done);
+}
+
+/* The page leaves a hole behind: whoever looks there again finds no bytes. */
+static int move_one(struct fk_mm *mm, unsigned int slot, unsigned char *from)
+{
+	uint64_t tag = tag_of(from);
+
+	if (mm->page[slot].content != FK_ABSENT || mm->page[slot].wp)
+		return -EEXIST;
+	if (tag == FK_HOLE || (!fk.calm && chance(2)))
+		return -ENOENT;
+	if (!fk.calm && chance(3)) /* pinned, or shared after a fork */
+		return -EBUSY;
+	put_in(mm, slot, COPY, tag, false);
+	put_tag(from, FK_HOLE);
+	fk.moved++;
+	return 0;
+}
+
+/* Only the first process is this one, and what is private; none of the kernel's -EINVAL says which it is. */
+static int may_move(const struct fk_mm *mm, uint64_t dst, size_t len, unsigned int *first,
+		    unsigned int *n)
+{
+	if (!(mm->features & LIBUFFD_FEATURE_MOVE))
+		broken("mm %u: moves, and cannot", mm->id);
+	if (mm->changing || (!fk.calm && chance(3)))
+		return -EAGAIN;
+	if (!mm->root || !to_slots(dst, len, first, n) || !one_mapping(mm, *first, *n) ||
+	    mm->page[*first].file)
+		return -EINVAL;
+	return 0;
+}
+
+/* Only pages that came in one huge page are moved; here they are small, and as many as SRV_MOVE_LEN says. */
 int libuffd_move(const struct libuffd *u, uint64_t dst, uint64_t src, size_t len, uint64_t flags,
 		 size_t *done)
 {
-	(void)u;
-	(void)dst;
-	(void)src;
-	(void)len;
-	(void)flags;
+	unsigned char *from = (void *)(uintptr_t)src;
+	struct fk_mm *mm = u->mm;
+	unsigned int first, n, i = 0;
+	int ret;
+
 	*done = 0;
-	broken("moves");
+	if (len != SRV_MOVE_LEN || (dst | src) % len || flags || mm->released)
+		broken("mm %u: moves %#zx to %#llx", mm->id, len, (unsigned long long)dst);
+	ret = may_move(mm, dst, len, &first, &n);
+	for (; ret == 0 && i < n; i += ret == 0)
+		ret = move_one(mm, first + i, from + i * FK_PAGE);
+	*done = i * FK_PAGE;
+	fk.not_moved += ret < 0;
+	fk.to_copy = ret < 0 && !i ? dst : 0;
+	if (i)
+		wake(mm, first, first + i);
+	return ret < 0 && i ? -EAGAIN : ret;
 }
 
-static int unprotect(struct fk_mm *mm, uint64_t start)
+/* Takes a mark of protection away, where there is no page, or puts one there in a file. */
+static int protect(struct fk_mm *mm, uint64_t start, bool wp, bool wakes)
 {
 	unsigned int first, n;
 	int ret = may_resolve(mm, start, FK_PAGE, &first, &n);
@@ -696,8 +924,9 @@ static int unprotect(struct fk_mm *mm, uint64_t start)
 		return ret;
 	if (!mm->page[first].minds_wp)
 		return -ENOENT;
-	mm->page[first].wp = false;
-	wake(mm, first, first + 1);
+	mm->page[first].wp = wp && (mm->page[first].content == FK_BYTES || mm->page[first].file);
+	if (wakes)
+		wake(mm, first, first + 1);
 	return 0;
 }
 
@@ -714,13 +943,19 @@ static int resolve_page(const struct libuffd *u, const struct libuffd_answer *a,
 	*present = false;
 	switch (a->kind) {
 	case LIBUFFD_ANSWER_UNPROTECT:
-		return unprotect(u->mm, a->start + pos);
+		return protect(u->mm, a->start + pos, false,
+			       !(a->flags & LIBUFFD_RESOLVE_DONTWAKE));
+	case LIBUFFD_ANSWER_PROTECT:
+		return protect(u->mm, a->start + pos, true, false);
 	case LIBUFFD_ANSWER_COPY:
 		ret = install(u, COPY, a->start + pos, (const char *)a->data + pos, FK_PAGE,
 			      a->flags, &done);
 		break;
 	case LIBUFFD_ANSWER_ZERO:
 		ret = install(u, wp ? COPY : ZERO, a->start + pos, zeros, FK_PAGE, a->flags, &done);
+		break;
+	case LIBUFFD_ANSWER_CONTINUE:
+		ret = install(u, CONTINUE, a->start + pos, NULL, FK_PAGE, a->flags, &done);
 		break;
 	case LIBUFFD_ANSWER_POISON:
 		ret = install(u, POISON, a->start + pos, NULL, FK_PAGE, 0, &done);
@@ -736,7 +971,7 @@ static int resolve_page(const struct libuffd *u, const struct libuffd_answer *a,
 			       &done);
 	if (wp && !p->minds_wp)
 		return -ENOENT;
-	if (wp && p->content == FK_BYTES)
+	if (wp && (p->content == FK_BYTES || p->file))
 		p->wp = true;
 	*present = true;
 	return 0;
@@ -748,7 +983,8 @@ int libuffd_resolve(const struct libuffd *u, const struct libuffd_answer *a, siz
 	int ret = 0;
 
 	*done = 0;
-	if (a->page_size != FK_PAGE)
+	/* Of an address that nobody knows larger ones are tried. */
+	if (a->page_size != FK_PAGE && a->kind != LIBUFFD_ANSWER_CONTINUE)
 		broken("page size %llu", (unsigned long long)a->page_size);
 	while (*done < a->len && ret == 0) {
 		bool present;
@@ -780,6 +1016,8 @@ int libuffd_sigbus(const struct libuffd *u, const struct libuffd_answer *region,
 }
 
 /* ---- The engine ---------------------------------------------------------------------------------------- */
+
+#define NOT_READ INT32_MIN
 
 struct srv_engine {
 	struct srv_watch *watches;
@@ -836,8 +1074,22 @@ static int engine_unwatch(struct srv_engine *e, struct srv_watch *w)
 
 static void engine_read(struct srv_engine *e, struct srv_io *io)
 {
+	io->res = NOT_READ;
 	io->next = e->ios;
 	e->ios = io;
+}
+
+static void do_read(struct srv_io *io);
+
+/* Its result is known, and is told in a turn. */
+static void engine_finish(struct srv_engine *e, const struct srv_io *io)
+{
+	struct srv_io *at = e->ios;
+
+	while (at && at != io)
+		at = at->next;
+	if (at && at->res == NOT_READ)
+		do_read(at);
 }
 
 static void engine_kick(struct srv_engine *e)
@@ -943,10 +1195,12 @@ static int call_done(struct srv_engine *e)
 	while ((io = left)) {
 		left = io->next;
 		if (!fk.calm && chance(60)) {
-			engine_read(e, io);
+			io->next = e->ios;
+			e->ios = io;
 			continue;
 		}
-		do_read(io);
+		if (io->res == NOT_READ)
+			do_read(io);
 		io->done(io);
 		n++;
 	}
@@ -958,6 +1212,9 @@ static int engine_turn(struct srv_engine *e, int64_t timeout)
 	bool kicked = e->kicked;
 	int n;
 
+	if (fk.to_copy)
+		broken("a move to %#llx was refused, and nothing is copied",
+		       (unsigned long long)fk.to_copy);
 	e->kicked = false;
 	fk.now += 200;
 	take_messages(e);
@@ -980,6 +1237,7 @@ const struct srv_engine_ops srv_engine_uring = {
 	.watch = engine_watch,
 	.unwatch = engine_unwatch,
 	.read = engine_read,
+	.finish = engine_finish,
 	.turn = engine_turn,
 	.fd = engine_fd,
 	.alarm = engine_alarm,

@@ -28,12 +28,16 @@
 #define FK_MUTATORS 3
 #define FK_EVENTS 4 /* of one system call */
 #define FK_FDS 1024
+#define FK_FILES 40 /* shared memory */
+#define FK_FILE_PAGES 20
 
 /* The first and the last eight bytes of a page; what does not fit together is no page of a source. */
 #define FK_ZERO UINT64_C(0)
 #define FK_CUT (UINT64_C(1) << 62) /* the end of the page is zeros */
 #define FK_OWN (UINT64_C(1) << 61) /* written by the program */
 #define FK_TORN UINT64_MAX
+/* In memory of this process: what a page begins and ends with that is not there. */
+#define FK_HOLE (UINT64_C(1) << 60)
 
 enum fk_content { FK_ABSENT, FK_BYTES, FK_POISON };
 
@@ -46,13 +50,22 @@ enum law {
 	LAW_UNSURE,  /* what mremap added to a mapping that was cut: zeros, or unknown */
 };
 
+/* A file in memory. This process has it mapped, and others write to it. */
+struct fk_file {
+	unsigned char *at;
+	uint64_t own
+		[FK_FILE_PAGES]; /* what was written there last; 0: nothing but what the server has */
+};
+
 struct fk_page {
-	uint32_t vma;		/* 0: nothing is mapped */
-	uint8_t content;	/* enum fk_content */
-	bool missing, minds_wp; /* registered for these */
-	bool wp;		/* protected */
-	uint8_t busy;		/* a system call is changing it: 1 + its mutator */
-	uint64_t tag;		/* of its bytes */
+	uint32_t vma;		       /* 0: nothing is mapped */
+	uint8_t content;	       /* enum fk_content; of a file: in the page table */
+	bool missing, minor, minds_wp; /* registered for these */
+	bool wp;		       /* protected; of a file also when it is absent */
+	uint8_t busy;		       /* a system call is changing it: 1 + its mutator */
+	uint8_t file;		       /* 1 + index; 0: private memory */
+	uint8_t file_page;
+	uint64_t tag; /* of its bytes, in private memory */
 
 	/* The test's. */
 	uint8_t law;
@@ -86,6 +99,7 @@ struct fk_mutator {
 	struct fk_event event[FK_EVENTS];
 	unsigned int n, at;
 	unsigned int first, end; /* slots to be emptied when the events are through */
+	bool punches;		 /* of a file the pages themselves, not only of the page table */
 	struct fk_mm *child;	 /* not born before */
 };
 
@@ -123,6 +137,11 @@ struct fk {
 	uint64_t faults, given_back; /* messages called back; not called back */
 	uint64_t memory_errors, events;
 	uint64_t opened, closed; /* userfaultfds */
+	struct fk_file file[FK_FILES];
+	unsigned int files;
+	uint64_t to_copy;				 /* where a move was refused */
+	uint64_t installed, continued, moved, not_moved; /* pages; calls */
+	uint64_t written;				 /* so many times */
 };
 extern struct fk fk;
 
@@ -135,6 +154,8 @@ void trace(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The server puts this into the page (poison: tag is not looked at). */
 void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content content, uint64_t tag,
 		 bool wp);
+/* The server lets a page of a file be seen. */
+void law_map(const struct fk_mm *mm, unsigned int slot, uint64_t tag, bool wp);
 /* A thread sees or writes what is there. */
 void law_access(const struct fk_mm *mm, unsigned int slot, bool write);
 void law_zapped(const struct fk_mm *mm, struct fk_page *p);
@@ -151,6 +172,18 @@ void fk_reset(void); /* forget every address space */
 uint64_t fk_address(unsigned int slot);
 unsigned int fk_slot(uint64_t address);
 
+/* Shared memory: its number, or 0 if there are too many. */
+unsigned int fk_file(void);
+bool fk_cached(const struct fk_page *p); /* the page is in the file */
+uint64_t fk_tag(const struct fk_page *p);
+struct fk_file *fk_file_of(const struct fk_page *p);
+void fk_write_file(struct fk_file *f, unsigned int page); /* whoever has it mapped */
+/* Registered at all. */
+static inline bool fk_is_registered(const struct fk_page *p)
+{
+	return p->missing || p->minor || p->minds_wp;
+}
+
 bool fk_is_busy(const struct fk_mm *mm, unsigned int first, unsigned int n);
 bool fk_registered(const struct fk_mm *mm, unsigned int first, unsigned int n);
 /* A thread that runs touches a page; one that was woken tries again. */
@@ -165,7 +198,6 @@ void fk_mark_busy(struct fk_mm *mm, const struct fk_mutator *m, unsigned int fir
 /* Let it go on by one step, if it can. */
 bool fk_run_mutator(struct fk_mm *mm, struct fk_mutator *m);
 bool fk_settled(const struct fk_mm *mm); /* no system call is under way */
-void fk_zap(struct fk_mm *mm, unsigned int first, unsigned int end);
 void fk_exit(struct fk_mm *mm);
 
 #endif

@@ -67,6 +67,14 @@ void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content cont
 	(void)wp;
 }
 
+void law_map(const struct fk_mm *mm, unsigned int slot, uint64_t tag, bool wp)
+{
+	(void)mm;
+	(void)slot;
+	(void)tag;
+	(void)wp;
+}
+
 void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
 {
 	(void)mm;

@@ -30,6 +30,7 @@
 #define REQUESTS 256
 #define WRITERS 16
 #define MMS 7
+#define MOVED_PAGES ((unsigned int)(SRV_MOVE_LEN / FK_PAGE))
 #define REST_TURNS 20000 /* until everything has come to rest */
 
 #define EVENTS                                                                                     \
@@ -38,9 +39,20 @@
 
 enum source { MEMORY, CUSTOM, FILES, CHAIN, ZEROS, SOURCES };
 
+enum kind {
+	PRIVATE,
+	SHARED,	 /* bytes are copied there */
+	ALIASED, /* bytes are put there by way of a second mapping */
+	CACHED,	 /* has no source: what the file has is right */
+};
+
 struct region {
 	uint64_t id;
 	enum source source;
+	enum kind kind;
+	unsigned int file;	      /* as in struct fk_page */
+	bool left;		      /* nobody writes to the alias any more */
+	uint64_t seen[FK_FILE_PAGES]; /* what was there then */
 	unsigned int n, from;
 	bool wp, grows, removed, unregisters;
 	unsigned int completed; /* notices */
@@ -67,13 +79,14 @@ static struct {
 	bool failed[SOURCES][SOURCE_PAGES];	      /* a read of just this page has failed */
 	unsigned int depth_of_calls;
 	bool meddles; /* callbacks change things */
+	bool shares;  /* there is shared memory */
 	uint64_t features;
 	uint64_t asked, completed;
 	uint64_t errors; /* that something could be had */
 	bool moved;
 } m;
 
-static unsigned char memory[SOURCE_PAGES * FK_PAGE];
+static unsigned char memory[SOURCE_PAGES * FK_PAGE] __attribute__((aligned(SRV_MOVE_LEN)));
 static bool hole[SOURCE_PAGES];
 static int file = -1;
 static int pidfd = -1; /* of this process: any will do. -1: none are to be had */
@@ -87,7 +100,7 @@ static bool tracing;
 static const char *life; /* a part of the test's name */
 /* Of all lives: that something happened at all. */
 static struct {
-	uint64_t steps, faults, installed, fetches, events, children;
+	uint64_t steps, faults, installed, fetches, events, children, continued, moved, not_moved;
 } total;
 
 uint64_t rnd(uint64_t n)
@@ -197,7 +210,7 @@ static void make_bytes(void)
 		uint64_t len = i == SOURCE_PAGES - 1 ? LAST_BYTES : FK_PAGE;
 
 		put_page(memory + i * FK_PAGE, tag(MEMORY, i), len);
-		hole[i] = i % 7 == 3 || i % 7 == 4;
+		hole[i] = i % 13 == 3 || i % 13 == 4;
 		memset(page, 0, sizeof(page));
 		put_page(page, tag(FILES, i), len);
 		if (!hole[i])
@@ -301,11 +314,29 @@ static struct region *region_of(const struct fk_page *p)
 	return p->region ? &m.region[p->region - 1] : NULL;
 }
 
+/*
+ * What somebody has written to a file stays there. Of others nothing is kept from whoever has a part of the file mapped
+ * that the server has nothing to do with any more, but no half of a page is seen.
+ */
+static bool lawful_in_file(const struct fk_page *p, uint64_t t)
+{
+	const struct region *r = region_of(p);
+	uint64_t own = fk_file_of(p)->own[p->file_page];
+
+	if (own)
+		return t == own;
+	return t == FK_ZERO || (r->kind != CACHED && t == want(r->source, p->from) &&
+				!(r->source == CUSTOM && m.lost[p->from]));
+}
+
 static bool lawful(const struct fk_page *p, uint64_t t)
 {
 	struct region *r = region_of(p);
 	bool lost = r && r->source == CUSTOM && m.lost[p->from];
 
+	if (p->file && (fk_file_of(p)->own[p->file_page] || r->kind == CACHED ||
+			(p->law != LAW_SOURCE && p->law != LAW_ZERO)))
+		return lawful_in_file(p, t);
 	switch (p->law) {
 	case LAW_SOURCE:
 		return t == want(r->source, p->from) && !lost;
@@ -370,15 +401,25 @@ void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content cont
 	must(wp || !p->must_ask, "mm %u: slot %u is installed unprotected", mm->id, slot);
 }
 
-void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
+void law_map(const struct fk_mm *mm, unsigned int slot, uint64_t t, bool wp)
 {
 	const struct fk_page *p = &mm->page[slot];
 
+	must(mm->served && !mm->failed, "mm %u: maps though it is not served", mm->id);
+	must(lawful(p, t), "mm %u: maps slot %u with %#llx, law %u", mm->id, slot,
+	     (unsigned long long)t, p->law);
+	must(wp || !p->must_ask, "mm %u: slot %u is mapped unprotected", mm->id, slot);
+}
+
+void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
+{
+	const struct fk_page *p = &mm->page[slot];
+	uint64_t t = fk_tag(p);
+
 	if (p->content == FK_POISON)
 		return;
-	must(p->own || lawful(p, p->tag) || (p->law == LAW_UNKNOWN && p->tag == FK_ZERO),
-	     "mm %u: slot %u reads %#llx, law %u", mm->id, slot, (unsigned long long)p->tag,
-	     p->law);
+	must(p->own || lawful(p, t) || (p->law == LAW_UNKNOWN && t == FK_ZERO),
+	     "mm %u: slot %u reads %#llx, law %u", mm->id, slot, (unsigned long long)t, p->law);
 	must(!write || !p->must_ask || p->asked, "mm %u: slot %u is written unasked", mm->id, slot);
 }
 
@@ -393,8 +434,9 @@ void law_zapped(const struct fk_mm *mm, struct fk_page *p)
 		return;
 	}
 	p->may_poison = false;
+	/* Of a file the page may still be there, and is as right as zeros. */
 	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
-		p->law = LAW_ZERO;
+		p->law = fk_cached(p) ? LAW_EITHER : LAW_ZERO;
 }
 
 /* What was there stays there, and nobody answers for the rest. */
@@ -403,7 +445,7 @@ static void outlaw(struct fk_page *p)
 	if (!p->vma || p->law == LAW_PLAIN)
 		return;
 	p->law = LAW_UNKNOWN;
-	p->own = p->content == FK_BYTES;
+	p->own = p->content == FK_BYTES && !p->file;
 	p->must_ask = false;
 }
 
@@ -598,6 +640,26 @@ static void unmap(struct fk_mm *mm, unsigned int first, unsigned int end)
 	memset(&mm->page[first], 0, (end - first) * sizeof(mm->page[0]));
 }
 
+/*
+ * Where nobody is told, a page that is being read straight into the file must not be taken away: its other half
+ * would come later.
+ */
+static bool may_punch(const struct fk_mm *mm, unsigned int first, unsigned int end)
+{
+	const struct srv_space *sp = space_of(mm);
+
+	for (unsigned int i = first; i < end && !(mm->features & LIBUFFD_FEATURE_EVENT_REMOVE);
+	     i++) {
+		const struct srv_seg *seg = srv_map_find(&sp->map, fk_address(i));
+
+		if (seg && seg->pages &&
+		    srv_pages_get(seg->pages, seg->first + (fk_address(i) - seg->start) /
+								   FK_PAGE) == SRV_PENDING)
+			return false;
+	}
+	return true;
+}
+
 static void op_empty(void)
 {
 	struct fk_mm *mm = any_mm();
@@ -610,6 +672,7 @@ static void op_empty(void)
 	end = first + 1 + (unsigned int)rnd(end - first);
 	mu->first = first;
 	mu->end = end;
+	mu->punches = mm->page[first].file && chance(50) && may_punch(mm, first, end);
 	fk_mark_busy(mm, mu, first, end - first);
 	if (fk_registered(mm, first, end - first) && mm->features & LIBUFFD_FEATURE_EVENT_REMOVE) {
 		fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(first), fk_address(end), 0);
@@ -620,22 +683,8 @@ static void op_empty(void)
 				mm->page[i].law = LAW_EITHER;
 		}
 	}
-	trace("mm %u empties %u to %u", mm->id, first, end);
+	trace("mm %u %s %u to %u", mm->id, mu->punches ? "punches" : "empties", first, end);
 	fk_mutate(mm, mu);
-}
-
-/* Also what is unregistered already, while it is put off to forget it. */
-static bool is_known(const struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	const struct srv_space *sp = space_of(mm);
-
-	for (unsigned int i = first; sp && mm->features & EVENTS && i < first + n; i++) {
-		const struct srv_seg *seg = srv_map_find(&sp->map, fk_address(i));
-
-		if (seg && seg->pages)
-			return true;
-	}
-	return false;
 }
 
 static void op_unmap(void)
@@ -654,7 +703,7 @@ static void op_unmap(void)
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
 	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
-	tells = fk_registered(mm, first, n) || is_known(mm, first, n);
+	tells = fk_registered(mm, first, n);
 	unmap(mm, first, first + n);
 	fk_mark_busy(mm, mu, first, n);
 	fk_mutate(mm, mu);
@@ -676,10 +725,13 @@ static void grow(struct fk_mm *mm, unsigned int i)
 	p->vma = last->vma;
 	p->missing = last->missing;
 	p->minds_wp = last->minds_wp;
+	p->minor = last->minor;
+	p->file = last->file;
+	p->file_page = (uint8_t)(last->file_page + (last->file != 0));
 	p->tail = true;
 	p->region = last->region;
 	p->index = UINT16_MAX;
-	if (!last->missing)
+	if (!fk_is_registered(last))
 		p->law = LAW_PLAIN;
 	else if (last->tail || last->law == LAW_UNKNOWN || last->law == LAW_UNSURE)
 		p->law = last->law;
@@ -687,6 +739,15 @@ static void grow(struct fk_mm *mm, unsigned int i)
 		p->law = last->index == r->n - 1 ? LAW_ZERO : LAW_UNSURE;
 	else
 		p->law = r ? LAW_UNKNOWN : LAW_UNSURE;
+}
+
+/* A file goes on behind its region for a while, and nothing of it is mapped twice. */
+static bool may_grow(const struct fk_mm *mm, unsigned int end)
+{
+	const struct fk_page *last = &mm->page[end - 1];
+
+	return !last->file || (last->file_page + 1 >= (int)region_of(last)->n &&
+			       last->file_page + 1 < FK_FILE_PAGES);
 }
 
 static void op_grow(void)
@@ -698,7 +759,7 @@ static void op_grow(void)
 		return;
 	trace("mm %u grows %u to %u", mm->id, first, end);
 	for (unsigned int n = 1 + (unsigned int)rnd(3); n && end < FK_SLOTS; n--, end++) {
-		if (mm->page[end].vma || mm->page[end].busy)
+		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end))
 			return;
 		grow(mm, end);
 	}
@@ -710,7 +771,11 @@ static int place(const struct fk_mm *mm, unsigned int n, unsigned int not_first,
 {
 	for (unsigned int tries = 0; tries < 20 && n <= FK_SLOTS; tries++) {
 		unsigned int at = (unsigned int)rnd(FK_SLOTS - n + 1);
-		bool ok = !fk_is_busy(mm, at, n) && (at + n <= not_first || at >= not_end);
+		bool ok;
+
+		if (n % MOVED_PAGES == 0)
+			at &= ~(MOVED_PAGES - 1);
+		ok = !fk_is_busy(mm, at, n) && (at + n <= not_first || at >= not_end);
 
 		for (unsigned int i = at; i < at + n && ok && empty; i++)
 			ok = !mm->page[i].vma;
@@ -770,6 +835,7 @@ static void op_move(void)
 
 	if (!mu || !(mm->features & LIBUFFD_FEATURE_EVENT_REMAP) || !any_mapping(mm, &first, &end))
 		return;
+	leaves = leaves && !mm->page[first].file;
 	start = chance(60) ? first : first + (unsigned int)rnd(end - first);
 	n = start == first && chance(80) ? end - start : 1 + (unsigned int)rnd(end - start);
 	len = n;
@@ -781,7 +847,7 @@ static void op_move(void)
 	if (fork_lingers(mm) && !plain)
 		return;
 	at = place(mm, len, start, start + n, chance(70) || fork_lingers(mm));
-	if (at < 0 || !mm->page[start].missing)
+	if (at < 0 || !fk_is_registered(&mm->page[start]))
 		return;
 	to = (unsigned int)at;
 	kept = len < n ? len : n;
@@ -812,7 +878,7 @@ static void op_move(void)
 		mm->page[to + i] = moved[i];
 		mm->page[to + i].vma = mm->last_vma;
 	}
-	for (unsigned int i = kept; i < len; i++)
+	for (unsigned int i = kept; i < len && may_grow(mm, to + i); i++)
 		grow(mm, to + i);
 	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(start), fk_address(to), kept * FK_PAGE);
 	if (kept < n)
@@ -884,6 +950,15 @@ static void leave_alone_untold(struct fk_mm *child, const struct fk_mm *mm)
 	}
 }
 
+/* What both have is not for one of them alone to drop, or to have from the source. */
+static bool has_files(const struct fk_mm *mm)
+{
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		if (mm->page[i].file)
+			return true;
+	return false;
+}
+
 static void op_fork(void)
 {
 	struct fk_mm *mm = any_mm(), *child;
@@ -892,13 +967,17 @@ static void op_fork(void)
 
 	for (child = fk.mms; child; child = child->next)
 		n++;
-	if (!mu || n >= MMS || !(mm->features & LIBUFFD_FEATURE_EVENT_FORK) || !may_fork(mm))
+	if (!mu || n >= MMS || !(mm->features & LIBUFFD_FEATURE_EVENT_FORK) || !may_fork(mm) ||
+	    has_files(mm))
 		return;
 	child = fk_mm_new(mm->features);
 	memcpy(child->page, mm->page, sizeof(child->page));
-	for (unsigned int i = 0; i < FK_SLOTS; i++)
-		if (child->page[i].busy != UINT8_MAX)
-			child->page[i].busy = 0;
+	for (unsigned int i = 0; i < FK_SLOTS; i++) {
+		struct fk_page *p = &child->page[i];
+
+		if (p->busy != UINT8_MAX)
+			p->busy = 0;
+	}
 	leave_alone_untold(child, mm);
 	child->last_vma = mm->last_vma;
 	child->unknown_waits = mm->unknown_waits;
@@ -931,13 +1010,34 @@ static void set_law(struct fk_mm *mm, unsigned int first, unsigned int n, unsign
 		p->index = (uint16_t)i;
 		p->from = (uint16_t)(m.region[r].from + i);
 		p->tail = p->may_poison = p->keep_poison = false;
-		p->own = p->content == FK_BYTES;
+		p->own = p->content == FK_BYTES && !p->file;
 		p->must_ask = m.region[r].wp;
 		p->asked = p->content == FK_BYTES;
 	}
 }
 
 static int written(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len);
+
+static enum kind any_kind(void)
+{
+	if (!m.shares || chance(40))
+		return PRIVATE;
+	return m.features & LIBUFFD_FEATURE_MINOR_SHMEM ? SHARED + (enum kind)rnd(3) : SHARED;
+}
+
+static void share(struct fk_mm *mm, unsigned int first, const struct region *r)
+{
+	for (unsigned int i = 0; i < r->n; i++) {
+		mm->page[first + i].file = (uint8_t)r->file;
+		mm->page[first + i].file_page = (uint8_t)i;
+	}
+}
+
+static uint64_t modes_of(const struct region *r)
+{
+	return (r->kind != CACHED ? LIBUFFD_MODE_MISSING : 0) |
+	       (r->kind >= ALIASED ? LIBUFFD_MODE_MINOR : 0) | (r->wp ? LIBUFFD_MODE_WP : 0);
+}
 
 /* Serve pages that are mapped. */
 static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, bool registers)
@@ -953,14 +1053,20 @@ static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, boo
 	if (chance(20))
 		r->from = SOURCE_PAGES - n;
 	r->wp = registers ? chance(25) : mm->page[first].minds_wp;
+	r->kind = registers ? any_kind() : PRIVATE;
+	r->file = r->kind == PRIVATE ? 0 : fk_file();
+	if (!r->file)
+		r->kind = PRIVATE;
 	r->grows = chance(30);
 	r->unregisters = !r->grows && chance(10);
 	cfg.space = mm->space;
 	cfg.start = fk_address(first);
 	cfg.len = n * FK_PAGE;
 	cfg.offset = r->from * FK_PAGE;
-	cfg.source = m.source[r->source];
-	cfg.modes = LIBUFFD_MODE_MISSING | (r->wp ? LIBUFFD_MODE_WP : 0);
+	cfg.source = r->kind == CACHED ? NULL : m.source[r->source];
+	cfg.modes = modes_of(r);
+	if (r->kind == ALIASED || (r->kind == CACHED && chance(50)))
+		cfg.alias = fk.file[r->file - 1].at;
 	cfg.flags = (registers ? LIBUFFD_REGION_REGISTER : 0) | (r->wp ? LIBUFFD_REGION_WP : 0) |
 		    (r->grows ? LIBUFFD_REGION_GROWS : 0);
 	if (r->unregisters)
@@ -969,16 +1075,17 @@ static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, boo
 	cfg.on_error = chance(10) ? LIBUFFD_ON_ERROR_FAIL : LIBUFFD_ON_ERROR_POISON;
 	cfg.retries = (uint32_t)rnd(4);
 	cfg.retry_ns = 1 + rnd(2000000);
-	cfg.window = FK_PAGE << rnd(5);
+	cfg.window = chance(30) ? SRV_MOVE_LEN : FK_PAGE << rnd(5);
 	cfg.ahead = chance(50) ? 0 : FK_PAGE << rnd(5);
 	ret = libuffd_server_add_region(m.s, &cfg, &r->id);
-	trace("mm %u: region %llu of %u to %u, source %d from %u: %d", mm->id,
-	      (unsigned long long)r->id, first, first + n, r->source, r->from, ret);
+	trace("mm %u: region %llu of %u to %u, kind %d, source %d from %u: %d", mm->id,
+	      (unsigned long long)r->id, first, first + n, r->kind, r->source, r->from, ret);
 	if (mm->dead && (ret == -ENOENT || ret == -ENOMEM || ret == -ESRCH))
 		return;
 	if (fk.no_memory && ret == -ENOMEM)
 		return;
 	must(ret == 0, "adding a region gives %d", ret);
+	share(mm, first, r);
 	set_law(mm, first, n, m.nregions++);
 	/* Nobody asks: every write goes through. */
 	for (unsigned int i = first; i < first + n && !cfg.written; i++)
@@ -988,8 +1095,12 @@ static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, boo
 static void map_and_add(struct fk_mm *mm)
 {
 	unsigned int n = 1 + (unsigned int)rnd(16);
-	int at = place(mm, n, FK_SLOTS, 0, true);
+	int at;
 
+	/* So that some of it can be moved in one piece. */
+	if (m.features & LIBUFFD_FEATURE_MOVE && chance(50))
+		n = (n + MOVED_PAGES - 1) & ~(MOVED_PAGES - 1);
+	at = place(mm, n, FK_SLOTS, 0, true);
 	if (at < 0 || m.nregions >= REGIONS)
 		return;
 	mm->last_vma++;
@@ -1009,8 +1120,9 @@ static void cover(struct fk_mm *mm)
 		for (end = i + 1;
 		     end < FK_SLOTS && mm->page[end].vma == p->vma && mm->page[end].law == p->law;)
 			end++;
-		if (p->vma && p->missing && p->law == LAW_UNKNOWN && m.nregions < REGIONS &&
-		    !fk_is_busy(mm, i, end - i) && chance(70))
+		/* What there is in a file from before would be taken for what it lacks. */
+		if (p->vma && p->missing && !p->file && p->law == LAW_UNKNOWN &&
+		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) && chance(70))
 			add_region(mm, i, end - i, false);
 	}
 }
@@ -1047,9 +1159,53 @@ static bool reads_as_left_behind(const struct fk_mm *mm, unsigned int slot)
 	return !mm->born || (sp && srv_is_heir(&sp->heir) && seg && !seg->pages);
 }
 
+static uint64_t in_file(const struct region *r, unsigned int i)
+{
+	const struct fk_page p = { .file = (uint8_t)r->file, .file_page = (uint8_t)i };
+
+	return fk_tag(&p);
+}
+
+static void leave_alias(struct region *r)
+{
+	r->left = r->kind == ALIASED;
+	for (unsigned int i = 0; r->left && i < r->n; i++)
+		r->seen[i] = in_file(r, i);
+}
+
+/* It is its owner's again; what the program did there is no matter, and is seen as zeros, a hole or its own. */
+static void check_aliases(void)
+{
+	for (unsigned int k = 0; k < m.nregions; k++) {
+		const struct region *r = &m.region[k];
+
+		for (unsigned int i = 0; r->left && i < r->n; i++) {
+			uint64_t t = in_file(r, i);
+
+			must(t == r->seen[i] || t == FK_HOLE || t == FK_ZERO ||
+				     (t != FK_TORN && t & FK_OWN),
+			     "page %u of region %llu is written to after its end: %#llx", i,
+			     (unsigned long long)r->id, (unsigned long long)t);
+		}
+	}
+}
+
+/* Rather one that is being read straight into its file. */
+static int region_to_remove(void)
+{
+	const struct srv_region *r = m.s->regions;
+
+	while (r && !atomic_load(&r->straight))
+		r = r->next;
+	for (unsigned int i = 0; r && i < m.nregions; i++)
+		if (m.region[i].id == r->id)
+			return (int)i;
+	return any_region();
+}
+
 static void op_remove(void)
 {
-	int r = any_region(), ret;
+	int r = region_to_remove(), ret;
 
 	if (r < 0)
 		return;
@@ -1070,6 +1226,20 @@ static void op_remove(void)
 	trace("removes region %llu", (unsigned long long)m.region[r].id);
 	ret = libuffd_server_remove_region(m.s, m.region[r].id);
 	must(ret == 0, "removing a region gives %d", ret);
+	/* Within a callback it may be that something is read still. */
+	if (!m.depth_of_calls)
+		leave_alias(&m.region[r]);
+}
+
+/* Others share it, and one of them is not served. */
+static void op_share(void)
+{
+	int r = any_region();
+	struct region *g = &m.region[r < 0 ? 0 : r];
+
+	if (r < 0 || g->kind != CACHED)
+		return;
+	fk_write_file(&fk.file[g->file - 1], (unsigned int)rnd(g->n));
 }
 
 static void op_ahead(void)
@@ -1082,7 +1252,7 @@ static void op_ahead(void)
 		return;
 	first = rnd(m.region[r].n);
 	opts.depth = (uint32_t)rnd(4);
-	opts.chunk = chance(50) ? 0 : FK_PAGE << rnd(5);
+	opts.chunk = chance(50) ? 0 : chance(30) ? SRV_MOVE_LEN : FK_PAGE << rnd(5);
 	opts.rate = chance(50) ? 0 : 2000000 + rnd(100000000);
 	if (chance(60))
 		ret = libuffd_server_prefetch(m.s, m.region[r].id, first * FK_PAGE,
@@ -1426,7 +1596,7 @@ static void check_page(const struct fk_mm *mm, const struct srv_space *sp, unsig
 	enum srv_state st;
 	uint64_t k;
 
-	if (!p->vma || !p->missing || !r || p->tail ||
+	if (!p->vma || !(p->missing || p->minor) || !r || p->tail ||
 	    !(p->law == LAW_SOURCE || p->law == LAW_ZERO || p->law == LAW_EITHER))
 		return;
 	/* It is found out when somebody comes for it. */
@@ -1444,7 +1614,8 @@ static void check_page(const struct fk_mm *mm, const struct srv_space *sp, unsig
 		return;
 	must(p->law != LAW_ZERO || st == SRV_REMOVED, "mm %u: slot %u was removed, state %d",
 	     mm->id, i, st);
-	must(p->law != LAW_SOURCE || st == SRV_ABSENT || (st == SRV_PRESENT && p->content),
+	must(p->law != LAW_SOURCE || st == SRV_ABSENT ||
+		     (st == SRV_PRESENT && (p->content || fk_cached(p))),
 	     "mm %u: slot %u has state %d, content %u", mm->id, i, st, p->content);
 }
 
@@ -1479,6 +1650,17 @@ static void check_spaces(void)
 	}
 }
 
+/* Nobody but who has filled a buffer may give its pages away. */
+static void check_memory(void)
+{
+	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
+		uint64_t t = tag(MEMORY, i) & ~FK_CUT;
+
+		must(!memcmp(memory + i * FK_PAGE, &t, sizeof(t)),
+		     "page %u of the source has been changed", i);
+	}
+}
+
 static void check_stats(void)
 {
 	struct libuffd_stats st = LIBUFFD_STATS_INIT;
@@ -1495,6 +1677,11 @@ static void check_stats(void)
 			     !atomic_load(&r->waiting) && !atomic_load(&r->straight),
 		     "region %llu has something under way", (unsigned long long)r->id);
 	must(st.pages_present <= st.pages && st.zeros <= st.installed, "more pages than there are");
+	must(st.installed >= fk.installed, "%llu pages are counted, and %llu are there",
+	     (unsigned long long)st.installed, (unsigned long long)fk.installed);
+	/* A move that is refused is none. */
+	must(!st.failed || m.errors || fk.memory_errors, "%llu pages could not be had",
+	     (unsigned long long)st.failed);
 	must(st.bytes == st.installed * FK_PAGE, "%llu bytes in %llu pages",
 	     (unsigned long long)st.bytes, (unsigned long long)st.installed);
 	faults = st.faults_missing + st.faults_minor + st.faults_wp + st.faults_unknown;
@@ -1525,6 +1712,8 @@ static void rest(void)
 		turn(-1);
 	}
 	check_spaces();
+	check_aliases();
+	check_memory();
 	check_stats();
 	must(libuffd_server_drain(m.s, 0) == 0, "idle, but not drained");
 	fk.calm = false;
@@ -1583,7 +1772,7 @@ static const struct {
 	{ op_ahead, 12 },     { op_add, 30 },	  { op_remove, 4 },  { op_allow, 15 },
 	{ op_detach, 1 },     { op_care, 20 },	  { op_exit, 5 },    { op_bury, 20 },
 	{ op_root, 20 },      { op_shortage, 6 }, { op_freeze, 3 },  { op_drain, 2 },
-	{ rest, 3 },
+	{ op_share, 20 },     { rest, 3 },
 };
 
 static void one_step(void)
@@ -1614,11 +1803,16 @@ static void begin_server(uint64_t events)
 	fk.now = 1000000000;
 	fk.flaky = chance(50) ? 0 : (unsigned int)rnd(10);
 	m.meddles = chance(50);
+	m.shares = chance(50);
 	m.features = events | LIBUFFD_FEATURE_PAGEFAULT_FLAG_WP;
 	if (chance(80))
 		m.features |= LIBUFFD_FEATURE_POISON;
 	if (chance(50))
 		m.features |= LIBUFFD_FEATURE_EXACT_ADDRESS;
+	if (chance(70))
+		m.features |= LIBUFFD_FEATURE_MINOR_SHMEM;
+	if (chance(70))
+		m.features |= LIBUFFD_FEATURE_MOVE;
 	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
 		m.lost[i] = fk.flaky && chance(5);
 		m.empty[i] = !m.lost[i] && chance(15);
@@ -1655,6 +1849,7 @@ static void end_life(bool at_rest)
 	/* Too late, but their buffers are there until then. */
 	while (m.nrequests)
 		custom_answer(0);
+	check_aliases();
 	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
 		if (mm->u && mm->owned)
 			libuffd_close(mm->u);
@@ -1675,6 +1870,9 @@ static void count_life(void)
 	total.installed += st.installed;
 	total.fetches += st.fetches;
 	total.events += fk.events;
+	total.continued += fk.continued;
+	total.moved += fk.moved;
+	total.not_moved += fk.not_moved;
 	total.children += st.forks;
 }
 
@@ -1731,7 +1929,7 @@ static struct fk_mm *begin_calm(const char *name)
 	step = 0;
 	begin_server(EVENTS);
 	m.features |= LIBUFFD_FEATURE_POISON;
-	m.meddles = false;
+	m.meddles = m.shares = false;
 	fk.calm = true;
 	fk.flaky = 0;
 	mm = fk_mm_new(m.features);
@@ -1894,6 +2092,69 @@ static void a_child_keeps_what_was_told_to_have_moved_before_its_fork(void **unu
 	child = tell(mm, fork);
 	sees_all(child, 10, 4);
 	sees_all(mm, 50, 4);
+	end_calm();
+}
+
+/* And what had been moved with it is of no region. */
+static void a_child_keeps_what_was_behind_nobodys(void **unused)
+{
+	struct fk_mm *mm = begin_calm("nobodys"), *child;
+	struct fk_mutator *fork;
+
+	(void)unused;
+	mm->page[9] = mm->page[10];
+	mm->page[9].region = 0;
+	mm->page[9].law = LAW_UNKNOWN;
+	fork = forks_one(mm);
+	tell(mm, moves(mm, 9, 29, 5));
+	child = tell(mm, fork);
+	sees_all(child, 10, 4);
+	sees_all(mm, 30, 4);
+	end_calm();
+}
+
+/* A part of what had moved then goes back, to another place of where it was. */
+static void a_part_that_moves_back_is_not_taken_for_all_of_it(void **unused)
+{
+	(void)unused;
+	for (unsigned int before = 0; before < 2; before++) {
+		struct fk_mm *mm = begin_calm("moves_back"), *child;
+		struct fk_mutator *fork = before ? NULL : forks_one(mm), *back;
+
+		tell(mm, moves(mm, 10, 30, 4));
+		if (!before)
+			child = tell(mm, fork);
+		back = moves(mm, 30, 11, 2);
+		if (before)
+			child = tell(mm, forks_one(mm));
+		tell(mm, back);
+		sees(child, 12);
+		sees_all(child, before ? 11 : 10, before ? 2 : 4);
+		if (before)
+			sees_all(child, 32, 2);
+		sees_all(mm, 11, 2);
+		end_calm();
+	}
+}
+
+/* Nothing tells that its memory is elsewhere. */
+static void what_a_child_has_elsewhere_stays_served_when_it_is_complete(void **unused)
+{
+	struct fk_mm *mm = begin_calm("stays_served"), *child;
+	struct fk_mutator *move;
+
+	(void)unused;
+	sees_all(mm, 10, 4);
+	m.s->regions->cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	m.s->spaces->map.seg[0].pages->leaving = true;
+	move = moves(mm, 10, 30, 4);
+	child = tell(mm, forks_one(mm));
+	pass_time();
+	tell(mm, move);
+	pass_time();
+	tell(child, drops(child, 31));
+	sees(child, 31);
+	sees_all(child, 30, 4);
 	end_calm();
 }
 
@@ -2117,6 +2378,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_has_what_had_moved_when_it_was_forked),
 		cmocka_unit_test(a_child_keeps_what_had_not_moved_when_it_was_forked),
 		cmocka_unit_test(a_child_keeps_what_was_told_to_have_moved_before_its_fork),
+		cmocka_unit_test(a_child_keeps_what_was_behind_nobodys),
+		cmocka_unit_test(a_part_that_moves_back_is_not_taken_for_all_of_it),
+		cmocka_unit_test(what_a_child_has_elsewhere_stays_served_when_it_is_complete),
 		cmocka_unit_test(a_child_may_have_missed_several_moves),
 		cmocka_unit_test(a_grandchild_hears_of_moves_too),
 		cmocka_unit_test(a_child_keeps_what_it_heard_of_when_its_parent_has_gone),
@@ -2146,9 +2410,12 @@ int main(int argc, char **argv)
 		steps);
 	ret = cmocka_run_group_tests(tests, NULL, NULL);
 	fprintf(stderr,
-		"# %llu steps: %llu faults, %llu events, %llu children, %llu fetches, %llu pages\n",
+		"# %llu steps: %llu faults, %llu events, %llu children, %llu fetches, %llu pages; "
+		"%llu pages continued, %llu moved, %llu moves refused\n",
 		(unsigned long long)total.steps, (unsigned long long)total.faults,
 		(unsigned long long)total.events, (unsigned long long)total.children,
-		(unsigned long long)total.fetches, (unsigned long long)total.installed);
+		(unsigned long long)total.fetches, (unsigned long long)total.installed,
+		(unsigned long long)total.continued, (unsigned long long)total.moved,
+		(unsigned long long)total.not_moved);
 	return ret;
 }
