@@ -124,8 +124,11 @@ struct run {
 	uint64_t before, behind;
 	uint64_t origin;    /* where the map has what came to the address */
 	unsigned int first; /* the move that began there */
-	unsigned int hops;  /* moves that it came by */
-	bool dropped;	    /* since */
+	unsigned int
+		last; /* the last of these moves that is not certain, and where it took it from */
+	uint64_t via;
+	unsigned int hops; /* moves that it came by */
+	bool dropped;	   /* since */
 };
 
 /* It does not reach beyond [start, start + len), which the address is in. */
@@ -167,7 +170,7 @@ static bool go_back(const struct srv_heir *h, const struct srv_map *m, unsigned 
 {
 	uint64_t at = address;
 
-	*run = (struct run){ .before = address, .behind = UINT64_MAX - address };
+	*run = (struct run){ .before = address, .behind = UINT64_MAX - address, .last = h->n };
 	for (unsigned int i = h->n; i-- > 0;) {
 		const struct srv_move *move = &h->move[i];
 
@@ -180,6 +183,10 @@ static bool go_back(const struct srv_heir *h, const struct srv_map *m, unsigned 
 			continue;
 		keep_within(run, at, move->to, move->len);
 		at += move->from - move->to;
+		if (run->last == h->n) {
+			run->last = i;
+			run->via = at;
+		}
 		run->first = i;
 		run->hops++;
 		run->origin = at;
@@ -293,9 +300,21 @@ static uint64_t first_led_to(const struct srv_move *move, unsigned int n, uint64
 	return first;
 }
 
+/* Something else is on the map, and does not seem to have moved there after the fork. */
+static bool is_taken(const struct srv_heir *h, const struct srv_map *m, uint64_t start,
+		     uint64_t end)
+{
+	uint64_t at = first_known(m, start, end);
+
+	for (unsigned int i = 0; i < h->n; i++)
+		if (covers(h->move[i].from, h->move[i].len, at))
+			return false;
+	return at < end;
+}
+
 /*
- * What the parent told last may be too much: what it moved, or a part of it, is on the map there, and the child has
- * nothing there.
+ * What the parent told last may be too much: what it moved, or a part of it, is on the map there, the child has
+ * nothing there, and it may still be where it was.
  */
 static void doubt_recent(struct srv_space *child, const struct srv_heir *p)
 {
@@ -307,7 +326,8 @@ static void doubt_recent(struct srv_space *child, const struct srv_heir *p)
 
 		if (at == end || leads_to(&p->recent[i + 1], p->nrecent - i - 1, at))
 			at = first_led_to(h->move, h->n, m.to, end);
-		if (at < end && !is_registered(child, at))
+		if (at < end && !is_registered(child, at) &&
+		    !is_taken(h, &child->map, m.from, m.from + m.len))
 			bequeath_last(h, (struct srv_move){ m.to, m.from, m.len, false, false });
 	}
 }
@@ -588,6 +608,17 @@ static int is_refuted(struct srv_space *sp, const struct run *run, uint64_t page
 	return run->hops == 1 ? left_together(sp, run, page) : 0;
 }
 
+/* It came by several, but the child has memory where the last took it from: that one is not the child's. */
+static int last_is_refuted(struct srv_space *sp, const struct run *run, uint64_t page)
+{
+	const struct srv_heir *h = &sp->heir;
+
+	if (run->last == run->first ||
+	    leads_to(&h->move[run->last + 1], h->n - run->last - 1, run->via))
+		return 0;
+	return may_be_at(sp, run->via & ~(page - 1), page, 0);
+}
+
 /* 0: here the pages came from; or -ENOENT: none did; -EAGAIN: it cannot be told yet. */
 static int find_true_origin(struct srv_space *sp, uint64_t *address, struct run *run)
 {
@@ -606,7 +637,13 @@ static int find_true_origin(struct srv_space *sp, uint64_t *address, struct run 
 		pthread_mutex_unlock(&sp->lock);
 		if (!found)
 			return -ENOENT;
-		ret = is_refuted(sp, run, page);
+		ret = last_is_refuted(sp, run, page);
+		if (ret > 0) {
+			forget(h, run->last);
+			continue;
+		}
+		if (ret == 0)
+			ret = is_refuted(sp, run, page);
 		if (ret <= 0)
 			return ret;
 		forget(h, run->first);

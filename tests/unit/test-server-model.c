@@ -2113,6 +2113,41 @@ static void a_child_keeps_what_was_behind_nobodys(void **unused)
 	end_calm();
 }
 
+/* What has come to its old place since shows that it had moved before the fork. */
+static void what_left_a_place_that_was_taken_is_not_sought_there(void **unused)
+{
+	struct fk_mm *mm = begin_calm("was_taken"), *child;
+	struct fk_mutator *move;
+
+	(void)unused;
+	tell(mm, moves(mm, 10, 30, 4));
+	tell(mm, moves(mm, 32, 10, 2));
+	move = moves(mm, 30, 50, 2);
+	child = tell(mm, forks_one(mm));
+	pass_time();
+	must(!space_of(child)->heir.n, "it is sought there");
+	tell(mm, move);
+	sees_all(child, 10, 2);
+	sees_all(child, 50, 2);
+	end_calm();
+}
+
+/* Its parent moves a part on, after the fork, to where another part is. */
+static void what_moved_on_after_the_fork_is_not_taken_for_moved(void **unused)
+{
+	struct fk_mm *mm = begin_calm("moved_on"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, move);
+	tell(mm, moves(mm, 32, 30, 2));
+	sees_all(child, 30, 2);
+	sees_all(child, 32, 2);
+	sees_all(mm, 30, 2);
+	end_calm();
+}
+
 /* A part of what had moved then goes back, to another place of where it was. */
 static void a_part_that_moves_back_is_not_taken_for_all_of_it(void **unused)
 {
@@ -2379,6 +2414,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_keeps_what_had_not_moved_when_it_was_forked),
 		cmocka_unit_test(a_child_keeps_what_was_told_to_have_moved_before_its_fork),
 		cmocka_unit_test(a_child_keeps_what_was_behind_nobodys),
+		cmocka_unit_test(what_moved_on_after_the_fork_is_not_taken_for_moved),
+		cmocka_unit_test(what_left_a_place_that_was_taken_is_not_sought_there),
 		cmocka_unit_test(a_part_that_moves_back_is_not_taken_for_all_of_it),
 		cmocka_unit_test(what_a_child_has_elsewhere_stays_served_when_it_is_complete),
 		cmocka_unit_test(a_child_may_have_missed_several_moves),
