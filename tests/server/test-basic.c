@@ -848,6 +848,29 @@ static void a_write_to_a_protected_page_is_told_and_let_through(void **state)
 	assert_int_equal(peek(mem_page(&stage.m, 2)), data_page(2)[0]);
 }
 
+/* In shared memory the mark stays when the page goes, and poison replaces no mark. */
+static void a_page_that_was_protected_and_dropped_is_poisoned_too(void **state)
+{
+	struct libuffd_region r;
+	uint64_t region;
+
+	REQUIRES(wp_features(stage_kind(state)));
+	stage_up(state, 2, MISSING | WP, LIBUFFD_FEATURE_POISON);
+	r = region_of(&stage.m, memory_source());
+	r.flags |= LIBUFFD_REGION_WP;
+	r.modes = MISSING | WP;
+	region = add_region(&r);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	assert_int_equal(libuffd_server_remove_region(stage.s, region), 0);
+	assert_int_equal(madvise(mem_page(&stage.m, 1), stage.m.page,
+				 mem_is_shared(stage_kind(state)) ? MADV_REMOVE : MADV_DONTNEED),
+			 0);
+	assert_int_equal(touch(mem_page(&stage.m, 1), false, NULL), SIGBUS);
+	assert_int_equal(wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0).done, LIBUFFD_DONE_POISONED);
+	expect_bytes(stage.m.addr, stage.data, stage.m.page);
+}
+
 static void a_first_write_to_an_absent_page_is_told_too(void **state)
 {
 	unsigned char byte = 0x66;
@@ -1582,6 +1605,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(without_a_source_the_page_cache_is_right, MEM_HUGETLB_SHARED),
 	OF_ALL(a_write_to_a_protected_page_is_told_and_let_through),
 	OF_ALL(a_first_write_to_an_absent_page_is_told_too),
+	OF_ALL(a_page_that_was_protected_and_dropped_is_poisoned_too),
 	OF_ALL(a_write_waits_until_it_is_allowed),
 	OF_ALL(without_a_callback_every_write_goes_through),
 	OF_ALL(a_prefetch_brings_its_range_before_anybody_asks),
