@@ -195,6 +195,33 @@ static void a_closed_connection_ends_nothing(void **state)
 	verified(v);
 }
 
+/* It may not know what became of its first connection. */
+static void a_machine_may_connect_again(void **state)
+{
+	struct vmm *v;
+	size_t fds;
+
+	(void)state;
+	serve(memory_file("mem", PAGES));
+	v = vmm("version=1.12");
+	vmm_join(v);
+	fds = server_fds();
+	expect_ok(v, "touch 0 16 1");
+	expect_ok(v, "drop 8 8");
+	for (int i = 0; i < 3; i++) {
+		expect_ok(v, "hang-up");
+		expect_ok(v, "connect %s", rig_path("sock"));
+		expect_ok(v, "hello");
+		expect_said("again");
+	}
+	expect_ok(v, "hello");
+	expect_said("again");
+	expect_fds(fds);
+	/* It is the same still: what it gave back does not come back. */
+	expect_ok(v, "zeros 8 8");
+	expect_ok(v, "touch 16 48 2");
+}
+
 /* ---- Serving -------------------------------------------------------------------------------------------- */
 
 static void threads_of_a_machine_touch_at_once(void **state)
@@ -381,6 +408,7 @@ static const struct CMUnitTest tests[] = {
 	CASE(more_regions_than_fit_one_buffer_are_served),
 	CASE(keys_that_are_not_known_are_passed_over),
 	CASE(a_closed_connection_ends_nothing),
+	CASE(a_machine_may_connect_again),
 	CASE(threads_of_a_machine_touch_at_once),
 	CASE(many_machines_are_served_at_once),
 	CASE(removed_pages_are_zeros),

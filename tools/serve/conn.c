@@ -117,43 +117,75 @@ static void refuse_conn(struct conn *c, const char *why)
 
 /* ---- Messages ------------------------------------------------------------------------------- */
 
+static int check_fds(const struct conn *c, size_t len, struct why *why)
+{
+	if (!c->fds)
+		return refuse(why, -EBADMSG, "no descriptor came with its message");
+	if (c->fds > 1 && c->len == len)
+		return refuse(why, -EBADMSG, "two descriptors came with its message");
+	if (!is_userfaultfd(c->fd[0]))
+		return refuse(why, -ENOTTY, "the descriptor that came is no userfaultfd");
+	return 0;
+}
+
+static void next_fd(struct conn *c)
+{
+	c->fds--;
+	memmove(c->fd, c->fd + 1, c->fds * sizeof(*c->fd));
+}
+
+/* It has come before, and is served since. 0: the new descriptor is one too many now. */
+static int known(struct conn *c, struct vm *vm, const struct wire_layout *layout, struct why *why)
+{
+	int ret = vm_again(c->serve, vm, c->id, layout, why);
+
+	if (ret == 0) {
+		close(c->fd[0]);
+		next_fd(c);
+	}
+	return ret;
+}
+
+/* One more machine. After an error it has its descriptor, and has been dealt with. */
+static void unknown(struct conn *c, const struct wire_layout *layout)
+{
+	struct serve *sv = c->serve;
+	struct vm *vm = vm_new(sv, &c->peer, c->id, c->fd[0]);
+	struct why why;
+
+	if (!vm) {
+		refuse_conn(c, "out of memory");
+		return;
+	}
+	next_fd(c);
+	if (vm_serve(sv, vm, layout, &why))
+		vm_reject(sv, vm, why.text);
+}
+
 /* True: the connection is still there. */
 static bool message(struct conn *c, size_t len)
 {
 	struct serve *sv = c->serve;
 	struct wire_layout layout = { 0 };
 	uint64_t id = c->id;
+	struct vm *vm = NULL;
 	struct why why;
-	struct vm *vm;
-	int ret;
+	int ret = check_fds(c, len, &why);
 
-	if (!c->fds) {
-		refuse_conn(c, "no descriptor came with its message");
-		return false;
-	}
-	if (c->fds > 1 && c->len == len) {
-		refuse_conn(c, "two descriptors came with its message");
-		return false;
-	}
-	if (!is_userfaultfd(c->fd[0])) {
-		refuse_conn(c, "the descriptor that came is no userfaultfd");
-		return false;
-	}
-	vm = vm_new(sv, &c->peer, id, c->fd[0]);
-	if (!vm) {
-		refuse_conn(c, "out of memory");
-		return false;
-	}
-	c->fd[0] = c->fd[1];
-	c->fds--;
-	c->messages++;
-	ret = wire_parse(c->text, len, sv->page, &layout, &why);
 	if (ret == 0)
-		ret = vm_serve(sv, vm, &layout, &why);
-	wire_free(&layout);
-	/* Which ends the connection. */
+		ret = wire_parse(c->text, len, sv->page, &layout, &why);
+	c->messages += ret == 0;
+	if (ret == 0)
+		vm = vm_known(sv, &c->peer, c->fd[0], &layout);
+	if (vm && vm->state != VM_REFUSED)
+		ret = known(c, vm, &layout, &why);
+	else if (ret == 0)
+		unknown(c, &layout);
+	if (ret == 0 && vm && vm->state == VM_REFUSED)
+		vm_forget(sv, vm);
 	if (ret)
-		vm_reject(sv, vm, why.text);
+		refuse_conn(c, why.text);
+	wire_free(&layout);
 	return find(sv, id) == c;
 }
 

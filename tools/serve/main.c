@@ -44,8 +44,7 @@ static void print_stats(const struct serve *sv)
 	char *text = stats_text(sv, sv->o.json ? STATS_JSON : STATS_TEXT);
 
 	if (text)
-		fputs(text, stdout);
-	fflush(stdout);
+		say_answer(text);
 	free(text);
 }
 

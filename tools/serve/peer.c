@@ -103,13 +103,18 @@ int peer_kill(const struct peer *peer)
 
 /* ---- What it has open ------------------------------------------------------------------------- */
 
-static int same_file(pid_t pid, int theirs, int ours)
+static int is_theirs(pid_t pid, int theirs, int ours)
 {
 	long ret = syscall(SYS_kcmp, getpid(), pid, KCMP_FILE, ours, theirs);
 
 	if (ret < 0)
 		return errno == EBADF ? 0 : -errno; /* closed meanwhile */
 	return ret == 0;
+}
+
+int same_file(int a, int b)
+{
+	return is_theirs(getpid(), a, b);
 }
 
 static bool is_userfaultfd(int dir, const char *name)
@@ -136,7 +141,7 @@ int peer_holds(const struct peer *peer, int fd)
 		return -errno;
 	while (ret == 0 && (e = readdir(dir)))
 		if (*e->d_name != '.' && is_userfaultfd(dirfd(dir), e->d_name))
-			ret = same_file(peer->pid, atoi(e->d_name), fd);
+			ret = is_theirs(peer->pid, atoi(e->d_name), fd);
 	closedir(dir);
 	return ret;
 }

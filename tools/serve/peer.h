@@ -18,6 +18,9 @@ int peer_of(int sock, struct peer *peer);
 int peer_copy(const struct peer *from, struct peer *to);
 void peer_close(struct peer *peer);
 
+/* Whether two descriptors of ours are of one file: 1, 0, or a negative errno where the kernel does not tell. */
+int same_file(int a, int b);
+
 int peer_kill(const struct peer *peer);
 /* Whether the peer itself has this file open: 1, 0, or a negative errno where that cannot be seen. */
 int peer_holds(const struct peer *peer, int fd);

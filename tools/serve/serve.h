@@ -102,6 +102,17 @@ struct serve {
 struct vm *vm_new(struct serve *sv, const struct peer *peer, uint64_t conn, int fd);
 /* Serve it. After an error vm_reject() it. */
 int vm_serve(struct serve *sv, struct vm *vm, const struct wire_layout *layout, struct why *why);
+/*
+ * The machine that this userfaultfd is already, by that or by its memory, which may have connected once more; NULL: it
+ * is a new one.
+ */
+struct vm *vm_known(const struct serve *sv, const struct peer *peer, int fd,
+		    const struct wire_layout *layout);
+/* It has, and says that its memory is what it was. */
+int vm_again(struct serve *sv, struct vm *vm, uint64_t conn, const struct wire_layout *layout,
+	     struct why *why);
+/* It was refused, and there is another for its userfaultfd now. */
+void vm_forget(struct serve *sv, struct vm *vm);
 /* It cannot be served: the policy is followed, and nobody reads zeros for that. */
 void vm_reject(struct serve *sv, struct vm *vm, const char *why);
 /* @stats is the region's, with COMPLETE. */

@@ -168,6 +168,11 @@ static void fail(struct serve *sv, struct vm *vm, const char *why)
 	give_up(sv, vm);
 }
 
+void vm_forget(struct serve *sv, struct vm *vm)
+{
+	vm_free(sv, vm);
+}
+
 void vm_reject(struct serve *sv, struct vm *vm, const char *why)
 {
 	say("refused", &vm->peer, vm->id, "refused: %s", why);
@@ -175,9 +180,10 @@ void vm_reject(struct serve *sv, struct vm *vm, const char *why)
 	sv->refused_ever++;
 	take_up(vm);
 	give_up(sv, vm);
+	if (sv->o.on_error == ON_ERROR_KILL)
+		return;
 	/* Whoever holds it himself waits without us. */
-	if (sv->o.on_error != ON_ERROR_KILL &&
-	    (memory_is_gone(vm) || peer_holds(&vm->peer, vm_fd(vm)) == 1))
+	if (memory_is_gone(vm) || peer_holds(&vm->peer, vm_fd(vm)) == 1)
 		vm_free(sv, vm);
 }
 
@@ -340,6 +346,67 @@ void vm_fill(struct serve *sv, struct vm *vm, uint64_t rate)
 	if (ret)
 		say("error", &vm->peer, vm->id, "the rest of its memory is not fetched ahead: %s",
 		    strerror(-ret));
+}
+
+/* ---- Once more ------------------------------------------------------------------------------- */
+
+static bool is_same_memory(const struct vm *vm, const struct wire_layout *layout)
+{
+	if (layout->n != vm->regions)
+		return false;
+	for (size_t i = 0; i < vm->regions; i++)
+		if (memcmp(&vm->region[i].wire, &layout->region[i], sizeof(layout->region[i])))
+			return false;
+	return true;
+}
+
+static bool shares_memory(const struct vm *vm, const struct wire_layout *layout)
+{
+	for (size_t i = 0; i < layout->n; i++)
+		for (size_t j = 0; j < vm->regions; j++) {
+			const struct wire_region *a = &layout->region[i], *b = &vm->region[j].wire;
+
+			if (a->start < b->start + b->len && b->start < a->start + a->len)
+				return true;
+		}
+	return false;
+}
+
+/*
+ * Of two that read the same userfaultfd each would miss what the other is told. Without kcmp(2) a machine is known by
+ * its memory.
+ */
+struct vm *vm_known(const struct serve *sv, const struct peer *peer, int fd,
+		    const struct wire_layout *layout)
+{
+	struct vm *refused = NULL;
+
+	for (struct vm *vm = sv->vms; vm; vm = vm->next) {
+		int same = same_file(vm_fd(vm), fd);
+
+		if (same < 0)
+			same = peer->pid && peer->pid == vm->peer.pid && shares_memory(vm, layout);
+		if (same && vm->state != VM_REFUSED)
+			return vm;
+		if (same)
+			refused = vm;
+	}
+	return refused;
+}
+
+int vm_again(struct serve *sv, struct vm *vm, uint64_t conn, const struct wire_layout *layout,
+	     struct why *why)
+{
+	if (vm->state == VM_FAILED)
+		return refuse(why, -ESHUTDOWN, "it was given up as vm %" PRIu64, vm->id);
+	if (!is_same_memory(vm, layout))
+		return refuse(why, -EEXIST, "it is served as vm %" PRIu64 ", with other memory",
+			      vm->id);
+	if (vm->conn != conn)
+		conn_end(sv, vm->conn);
+	vm->conn = conn;
+	say("again", &vm->peer, vm->id, "has connected again");
+	return 0;
 }
 
 /* ---- While it is served --------------------------------------------------------------------- */
