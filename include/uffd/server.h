@@ -347,8 +347,9 @@ LIBUFFD_EXPORT int libuffd_server_step(struct libuffd_server *s, int64_t timeout
 
 /*
  * A descriptor that is readable when libuffd_server_step(s, 0) has something to do, for poll(2), epoll
- * and event loops on them; level-triggered, timers included. Step once before the first wait, and after
- * calls that add work from the thread that waits. Owned by the server. -EINVAL with own threads.
+ * and event loops on them; level-triggered, timers included. It is readable until the first step after this
+ * call. Step once before the first wait, and after calls that add work from the thread that waits. Owned by the
+ * server. -EINVAL: @s is NULL, or has own threads.
  */
 LIBUFFD_EXPORT int libuffd_server_fd(const struct libuffd_server *s);
 

@@ -893,6 +893,9 @@ static void uring_destroy(struct srv_engine *e)
 
 static int uring_fd(struct srv_engine *e)
 {
+	/* Before the first alarm() the ring does not write to it: whoever waits has a turn to make. */
+	if (e->ready >= 0 && !atomic_load(&e->outside))
+		notify(e->ready);
 	return e->ready >= 0 ? e->ready : e->ring.ring_fd;
 }
 

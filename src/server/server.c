@@ -324,7 +324,9 @@ int libuffd_server_fd(const struct libuffd_server *s)
 	if (!s || s->opts.threads)
 		return -EINVAL;
 	loop = &s->loops[0];
-	atomic_store(&loop->fd_used, true);
+	/* Steps before did not leave it ready for this: let the next one come. */
+	if (!atomic_exchange(&loop->fd_used, true))
+		loop->ops->kick(loop->engine);
 	return loop->ops->fd(loop->engine);
 }
 

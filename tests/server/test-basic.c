@@ -1261,6 +1261,41 @@ static void its_descriptor_tells_of_completions(void **state)
 	close(ep);
 }
 
+/* Who has stepped it already, and takes it into an event loop then. */
+static void its_descriptor_may_be_asked_for_late(void **state)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	int ep = epoll_create1(EPOLL_CLOEXEC);
+	struct libuffd_region r;
+	struct faulter *f;
+	uint64_t region;
+
+	stage_up(state, 2, MISSING, 0);
+	r = region_of(&stage.m, custom_source(fetch_after_failures));
+	the_custom = r.source;
+	r.retries = 5;
+	r.retry_ns = 3000000;
+	region = add_region(&r);
+	/* With time that has to pass: no other sign will come. */
+	atomic_store(&failures_left, 1);
+	f = start_faulter(mem_page(&stage.m, 0), false, 0);
+	while (atomic_load(&failures_left) == 1)
+		assert_true(libuffd_server_step(stage.s, -1) >= 0);
+	assert_int_equal(epoll_ctl(ep, EPOLL_CTL_ADD, libuffd_server_fd(stage.s), &ev), 0);
+	while (stats_of(region).installed < 1) {
+		await_readable(ep);
+		assert_true(libuffd_server_step(stage.s, 0) >= 0);
+	}
+	join_faulter(f);
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	while (stats_of(region).installed < 2) {
+		await_readable(ep);
+		assert_true(libuffd_server_step(stage.s, 0) >= 0);
+	}
+	join_faulter(f);
+	close(ep);
+}
+
 static struct libuffd_server *to_stop;
 
 static void stop_it(int sig)
@@ -1621,6 +1656,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(the_figures_add_up),
 	OF_ENGINES(its_descriptor_tells_of_all_there_is_to_do, MEM_ANON),
 	OF_ENGINES(its_descriptor_tells_of_completions, MEM_ANON),
+	OF_ENGINES(its_descriptor_may_be_asked_for_late, MEM_ANON),
 	OF_ENGINES(a_signal_handler_can_stop_it, MEM_ANON),
 	OF_ALL(faults_wait_for_their_region),
 	OF_ALL(an_unknown_address_is_poisoned_where_that_is_the_policy),
