@@ -123,7 +123,7 @@ struct libuffd_server_opts {
  * start with libuffd_server_start().
  *   -EINVAL      @out is NULL, a bad size, an unknown flag, engine or placement, a number beyond its limit
  *   -E2BIG       @opts is newer than the library and uses what it does not know
- *   -EOPNOTSUPP  ENGINE_URING, and the kernel's io_uring lacks what it takes
+ *   -EOPNOTSUPP  ENGINE_URING, and the kernel's io_uring lacks what it takes, or the library was built without it
  *   -EPERM -ENOSYS  ENGINE_URING, and io_uring is forbidden, or not there
  *   -EMFILE -ENFILE -ENOMEM  out of descriptors or memory
  */
@@ -408,7 +408,8 @@ struct libuffd_fill_opts {
 /*
  * Supply all of a region in the background, in order of addresses. @opts may be NULL. A fault goes first,
  * however long the source takes for the fill, unless it is for a page that the fill is waiting for. Called
- * again it changes the rate and the depth. Errors as libuffd_server_prefetch().
+ * again it changes the rate and the depth. Errors as libuffd_server_prefetch(), and
+ *   -EINVAL a bad size or value in @opts; -E2BIG @opts is newer than the library and uses what it does not know
  *
  * Small chunks let faults through sooner. With chunks of 2 MiB and FEATURE_MOVE, bytes that are read from a file for
  * private memory of this process are not copied: they are moved there as one huge page, if the kernel has huge
@@ -425,7 +426,7 @@ LIBUFFD_EXPORT int libuffd_server_fill(struct libuffd_server *s, uint64_t region
  * another descriptor can be tried. What it writes is a format with a version, the same on all machines
  * (CONTRIBUTING.md, "The file of a record"): later libraries read it, too.
  *   -EINVAL    NULL
- *   -EALREADY  recording already; -ENOENT: not recording
+ *   -EALREADY  recording already; -ENOENT: not recording, or another thread is ending it
  *   -ENOMEM    out of memory; from record_end: the record is cut off where memory ran out, but written
  *   or as write(2)
  */

@@ -25,8 +25,9 @@
  *   Structs    with a `size` field grow in later releases. Set them up with the LIBUFFD_*_INIT
  *              macro, or zero them and set size to sizeof. A shorter (older) struct is completed
  *              with zeros; a longer (newer) one is accepted if what is beyond this library's
- *              knowledge is zero, and refused with -E2BIG otherwise. A size of 0, or one that
- *              does not reach the end of the first release's struct, is -EINVAL.
+ *              knowledge is zero, and refused with -E2BIG otherwise, and so is a size above 4096.
+ *              A size of 0, or one that does not reach the end of the first release's struct,
+ *              is -EINVAL. (A struct that the library fills in: -EINVAL for both.)
  *
  * The library never prints, exits, reads the environment, starts a thread or installs a signal
  * handler. The calls that resolve faults neither allocate nor lock (but for the zeros of a huge page,
@@ -181,13 +182,15 @@ struct libuffd_open_opts {
  *
  * Return 0 and the handle in *@out, which the caller must close; or a negative errno and NULL:
  *   -EINVAL      unknown flag, contradictory flags, bad size, @out is NULL; RWP_ASYNC without RWP
- *                on a kernel that has both
+ *                on a kernel that has both; USER_MODE_ONLY on a kernel before 5.11
  *   -E2BIG       @opts is newer than the library and uses what it does not know
  *   -EOPNOTSUPP  the kernel lacks a required feature: see report->missing
  *   -EPERM       no way in: the refusal of the first way that was tried (see the report and
  *                libuffd_probe()); or EVENT_FORK is required without CAP_SYS_PTRACE
  *   -EACCES      only the device was tried, and its permissions refuse
  *   -ENOENT      only the device was tried, and there is none
+ *   -ENXIO -ENODEV  only the device was tried, and its node has no driver behind it
+ *   -ENOTTY      only the device was tried, and what has its name is another file
  *   -ENOSYS      the kernel has no userfaultfd, or a seccomp filter hides it
  *   -EMFILE -ENFILE -ENOMEM  out of descriptors or memory
  */
@@ -202,7 +205,7 @@ LIBUFFD_EXPORT int libuffd_open(const struct libuffd_open_opts *opts, struct lib
  * @opts do not apply and must be 0. The descriptor's own flags are left as they are.
  *
  * On success the handle owns @fd. On failure @fd still belongs to the caller, open.
- *   -EINVAL      bad @opts, @out is NULL, @fd is negative
+ *   -EINVAL      bad @opts, @out is NULL, @fd is negative; RWP_ASYNC without RWP, as above
  *   -E2BIG       as for libuffd_open()
  *   -EBADF       @fd is not open
  *   -ENOTTY      @fd is not a userfaultfd
@@ -391,8 +394,8 @@ struct libuffd_event {
  *             another thread was faster, or the fault was resolved meanwhile
  *   -EINVAL   @u or @ev is NULL, or @cap is 0
  *   -EINTR    a signal came before anything was read
- *   -EMFILE -ENFILE  no descriptor free for a FORK's child: the event stays queued and the forking
- *             thread asleep; free a descriptor and read again
+ *   -EMFILE -ENFILE -ENOMEM  no descriptor to be had for a FORK's child: the event stays queued and
+ *             the forking thread asleep; free a descriptor and read again
  *   -EFAULT   @ev is not writable
  *   -EBADMSG  what came is no message: the descriptor was replaced by another file's
  */
@@ -467,7 +470,8 @@ LIBUFFD_EXPORT int libuffd_zeropage(const struct libuffd *u, uint64_t dst, size_
  * Move pages from @src to @dst, both in the caller's own address space and in private anonymous
  * memory of equal protection (UFFDIO_MOVE, 6.8; needs FEATURE_MOVE).
  *   -EBUSY   a source page is pinned (io_uring fixed buffers) or shared after a fork: copy instead
- *   -ENOENT  also: a hole in the source without LIBUFFD_MOVE_ALLOW_SRC_HOLES
+ *   -ENOENT  also: a hole in the source without LIBUFFD_MOVE_ALLOW_SRC_HOLES, or nothing mapped there
+ *   -EFAULT  a source page that is neither in memory nor in swap, such as a poisoned one
  *   -EINVAL  also: more than one mapping on either side, or none that is registered; not the
  *            caller's address space; protection or mlock state differ
  */
@@ -604,7 +608,8 @@ struct libuffd_answer {
  *   -E2BIG    @answer is newer than the library and uses what it does not know
  *   -EBUSY    MOVE: the source is pinned or shared; answer with COPY
  *   -EFAULT   COPY: data is not readable, or beyond the end of a shmem file; CONTINUE: no page in
- *             the page cache. Waiters still wait: give another answer
+ *             the page cache; MOVE: a source page that is neither in memory nor in swap. Waiters
+ *             still wait: give another answer
  *   -EIO      CONTINUE: the page is poisoned by the hardware. Waiters still wait
  *   -ENOMEM   out of memory. Waiters still wait
  *   -EINTR    the caller is being killed
@@ -747,6 +752,10 @@ LIBUFFD_EXPORT void libuffd_scan_close(struct libuffd_scanner *s);
  *   -EMSGSIZE  longer than one packet can be
  *   -ENOTSOCK  not a socket
  *   -EOPNOTSUPP  not a Unix socket: others would send the bytes and forget the descriptor
+ *   -ETOOMANYREFS  too many descriptors of this user are on their way (RLIMIT_NOFILE)
+ *   -EBADF    @sock is not open
+ *   -EINTR    a signal came before anything was sent
+ *   -ENOBUFS -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_send(int sock, const struct libuffd *u, const void *payload, size_t len);
 
@@ -764,6 +773,7 @@ LIBUFFD_EXPORT int libuffd_send(int sock, const struct libuffd *u, const void *p
  *   -ENOTTY   the descriptor is not a userfaultfd
  *   -EOPNOTSUPP  its owner has not done the handshake
  *   -ENOTSOCK  not a socket
+ *   -EBADF    not a descriptor
  *   -ENOTCONN  a SOCK_SEQPACKET that is not connected
  *   -ENOENT -EMFILE -ENFILE -ENOMEM  as for libuffd_adopt()
  */
