@@ -1080,6 +1080,27 @@ static void sequences_are_seen_and_fetched_ahead(void **state)
 	assert_true(st.prefetched > 0);
 }
 
+/* What somebody has read of was asked for before, so it must be there at once. */
+static void a_record_has_what_was_seen(void **state)
+{
+	int fd = memfd_create("record", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	stage_up(state, 64, MISSING, 0);
+	add_memory_region();
+	turn_server();
+	for (size_t i = 0; i < 64; i++) {
+		assert_int_equal(libuffd_server_record(stage.s), 0);
+		assert_int_equal(*(volatile unsigned char *)mem_page(&stage.m, i), data_page(i)[0]);
+		assert_int_equal(ftruncate(fd, 0), 0);
+		assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+		assert_int_equal(libuffd_server_record_end(stage.s, fd), 0);
+		/* The header, and one entry. */
+		assert_int_equal(lseek(fd, 0, SEEK_END), 32 + 24);
+	}
+	close(fd);
+}
+
 static void a_record_brings_the_same_pages_again(void **state)
 {
 	static const size_t order[] = { 7, 3, 12, 0, 9 };
@@ -1652,6 +1673,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_FILE),
 	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_CUSTOM),
 	OF_SMALL(sequences_are_seen_and_fetched_ahead),
+	OF_ENGINES(a_record_has_what_was_seen, MEM_ANON),
 	OF_ENGINES(a_record_brings_the_same_pages_again, MEM_ANON),
 	OF_ALL(the_figures_add_up),
 	OF_ENGINES(its_descriptor_tells_of_all_there_is_to_do, MEM_ANON),
