@@ -316,8 +316,9 @@ LIBUFFD_EXPORT int libuffd_server_add_region(struct libuffd_server *s,
  * read there in part nothing is left: it is a hole of the file (MADV_REMOVE).
  *
  * Called from a callback it cannot wait: what is under way ends before libuffd_server_drain() or
- * libuffd_server_free() returns. After a stop with threads = 0, called by a thread that never stepped, it does not
- * wait for reads either: these end before libuffd_server_free() returns.
+ * libuffd_server_free() returns, and until then a page that is being read straight into the alias may be seen in
+ * part. After a stop with threads = 0, called by a thread that never stepped, it does not wait for reads either:
+ * these end before libuffd_server_free() returns.
  *   -EINVAL  @s is NULL
  *   -ENOENT  no such region
  */

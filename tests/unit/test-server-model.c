@@ -1203,11 +1203,23 @@ static int region_to_remove(void)
 	return any_region();
 }
 
+/* A callback cannot wait for these, and until they end the file has parts of pages. */
+static bool is_read_straight(uint64_t space, uint64_t region)
+{
+	for (const struct srv_space *sp = m.s->spaces; sp; sp = sp->next)
+		if (sp->id == space && atomic_load(&sp->straight))
+			return true;
+	for (const struct srv_region *r = m.s->regions; r; r = r->next)
+		if (r->id == region && atomic_load(&r->straight))
+			return true;
+	return false;
+}
+
 static void op_remove(void)
 {
 	int r = region_to_remove(), ret;
 
-	if (r < 0)
+	if (r < 0 || (m.depth_of_calls && is_read_straight(0, m.region[r].id)))
 		return;
 	m.region[r].removed = true;
 	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
@@ -1329,7 +1341,7 @@ static void op_detach(void)
 {
 	struct fk_mm *mm = any_mm();
 
-	if (!mm || owes(mm))
+	if (!mm || owes(mm) || (m.depth_of_calls && is_read_straight(mm->space, 0)))
 		return;
 	detach(mm);
 	/* Nothing of it is used any more, whatever is still under way. */
