@@ -23,7 +23,7 @@
  *
  * A server that is killed loses its descriptors. Where somebody else holds the same userfaultfd open, the
  * program that it is about or a supervisor, whoever touches a page that was not supplied waits, and the
- * next server goes on: it need not know what the first one did. Where nobody does, such pages read as
+ * next server goes on: it need not know what the first one did (but see alias). Where nobody does, such pages read as
  * zeros from then on: the kernel knows no better.
  */
 #ifndef LIBUFFD_SERVER_H
@@ -242,6 +242,10 @@ struct libuffd_region {
 	 * Shared memory: the same pages, mapped a second time in this process, and not registered there (-EDEADLK).
 	 * Bytes are then put into place through it and mapped with CONTINUE. Wants MODE_MINOR: without it a
 	 * page that is half read would be mapped to whoever touches it, with no fault. Or NULL.
+	 *
+	 * A page that is in the file already is overwritten by that, if it was not this server that put it there: let
+	 * no other server, nor one before this, fill the same file. With FEATURE_EVENT_FORK the alias is not written
+	 * to, since children have the same file: bytes are copied, and never over what is there.
 	 */
 	union {
 		void *alias;

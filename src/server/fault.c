@@ -493,6 +493,11 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 			v->nothing = true;
 			break;
 		}
+		if (minor && p->region->source && !srv_uses_alias(port->space, p->region)) {
+			/* Nobody but its users has put it into the file, or an answer to one of them. */
+			v->bare = LIBUFFD_ANSWER_CONTINUE;
+			break;
+		}
 		v->first = true;
 		demand(port, seg, i, arrived, v);
 		break;

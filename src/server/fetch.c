@@ -574,9 +574,10 @@ void srv_begin_queued(struct srv_loop *loop)
 }
 
 /* How a region's bytes get to their place. */
-static uint32_t answer_kind(const struct srv_pages *pages)
+static uint32_t answer_kind(const struct srv_fetch *f)
 {
-	return pages->region->cfg.alias ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_COPY;
+	return srv_uses_alias(f->port->space, f->pages->region) ? LIBUFFD_ANSWER_CONTINUE
+								: LIBUFFD_ANSWER_COPY;
 }
 
 void srv_fetch_begin(struct srv_fetch *f)
@@ -586,7 +587,7 @@ void srv_fetch_begin(struct srv_fetch *f)
 	int ret;
 
 	f->stage = SRV_AT_WORK;
-	f->answer = answer_kind(f->pages);
+	f->answer = answer_kind(f);
 	f->flags = r->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	if (!r->source) {
 		/* What is in the page cache is right as it is. */

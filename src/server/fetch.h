@@ -38,6 +38,16 @@ static inline bool srv_is_dead(const struct srv_fetch *f)
 	return f->port->closed || atomic_load_explicit(&f->port->space->dead, memory_order_acquire);
 }
 
+/*
+ * Whether bytes get to their place through the alias. Not where children are told of: they have the same file, and
+ * tables of their own, so that a page would come once more for each, over what has been written since. COPY puts
+ * nothing where there is something.
+ */
+static inline bool srv_uses_alias(const struct srv_space *sp, const struct srv_region *r)
+{
+	return r->cfg.alias && !(sp->features & LIBUFFD_FEATURE_EVENT_FORK);
+}
+
 /* Nobody serves this region any more; its pages may still be looked at. */
 static inline bool srv_is_forgotten(const struct srv_fetch *f)
 {

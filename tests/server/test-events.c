@@ -555,6 +555,44 @@ static void a_childs_writes_are_its_own(void **state)
 	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 }
 
+static int child_reads_what_was_written(void *arg)
+{
+	atomic_int *said = arg;
+
+	while (!atomic_load(said))
+		sched_yield();
+	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
+		if (peek(stage.m.addr + i) != 0x77 ||
+		    peek(stage.m.addr + i + 1) != stage.data[i + 1])
+			return 1;
+	return 0;
+}
+
+/* Memory that is shared is one file: what is there must not come from the source once more. */
+static void a_childs_faults_undo_no_write(void **state)
+{
+	atomic_int *said;
+	struct libuffd_region r;
+
+	stage_up(state, stage_pages(state), MISSING | MINOR,
+		 FORKS | minor_features(stage_kind(state)));
+	said = mmap(NULL, page_size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(said, MAP_FAILED);
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | MINOR;
+	r.alias = stage.m.alias;
+	add_region(&r);
+	turn_server();
+	fork_child(child_reads_what_was_written, said);
+	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
+		poke(stage.m.addr + i, 0x77);
+	atomic_store(said, 1);
+	assert_int_equal(child_status(), 0);
+	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
+		assert_int_equal(peek(stage.m.addr + i), 0x77);
+	munmap(said, page_size());
+}
+
 /* Its events come by its own userfaultfd and change its own map only. */
 static int child_drops_and_moves(void *arg)
 {
@@ -1376,6 +1414,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_childs_writes_are_its_own, MEM_ANON),
 	OF_ENGINES(a_childs_writes_are_its_own, MEM_SHMEM_PRIVATE),
 	OF_ENGINES(a_childs_writes_are_its_own, MEM_HUGETLB_PRIVATE),
+	OF_ENGINES(a_childs_faults_undo_no_write, MEM_SHMEM_SHARED),
+	OF_ENGINES(a_childs_faults_undo_no_write, MEM_HUGETLB_SHARED),
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_ANON),
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_SHMEM_PRIVATE),
 	OF_ENGINES(a_child_that_has_exited_is_gone_when_it_is_used, MEM_ANON),
