@@ -468,7 +468,8 @@ LIBUFFD_EXPORT int libuffd_zeropage(const struct libuffd *u, uint64_t dst, size_
 
 /*
  * Move pages from @src to @dst, both in the caller's own address space and in private anonymous
- * memory of equal protection (UFFDIO_MOVE, 6.8; needs FEATURE_MOVE).
+ * memory of equal protection (UFFDIO_MOVE, 6.8). FEATURE_MOVE says that the kernel has it, and need not be
+ * enabled.
  *   -EBUSY   a source page is pinned (io_uring fixed buffers) or shared after a fork: copy instead
  *   -ENOENT  also: a hole in the source without LIBUFFD_MOVE_ALLOW_SRC_HOLES, or nothing mapped there
  *   -EFAULT  a source page that is neither in memory nor in swap, such as a poisoned one
@@ -492,9 +493,9 @@ LIBUFFD_EXPORT int libuffd_continue(const struct libuffd *u, uint64_t dst, size_
 #define LIBUFFD_POISON_DONTWAKE (UINT64_C(1) << 0)
 
 /*
- * Let every access to absent pages fail with SIGBUS, system calls with EFAULT (UFFDIO_POISON, 6.6;
- * needs FEATURE_POISON): the honest answer when the bytes are lost. MADV_DONTNEED or
- * libuffd_copy() takes it back.
+ * Let every access to absent pages fail with SIGBUS, system calls with EFAULT (UFFDIO_POISON, 6.6):
+ * the honest answer when the bytes are lost. MADV_DONTNEED or libuffd_copy() takes it back.
+ * FEATURE_POISON says that the kernel has it, and need not be enabled.
  */
 LIBUFFD_EXPORT int libuffd_poison(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags,
 				  size_t *done);

@@ -65,6 +65,12 @@ tap.case("a page's title is its file's name",
           page.names()[0] != page.name])
 
 
+# "No" and the like at the beginning of a heading are macros, and vanish without a word.
+tap.case("no word of a heading is a macro", [
+    f"{page.file}: {line}" for page in pages
+    for line in re.findall(r"^\.(?:Ss|Sh|Nd) .*$", page.text, re.M) if re.search(r"\b[A-Z][a-z]\b", line[3:])])
+
+
 # ---- What is installed -----------------------------------------------------------------------------------
 
 def installed(stage):

@@ -18,8 +18,12 @@ class Stage:
 
     def __enter__(self):
         self.dir = tempfile.mkdtemp(prefix="libuffd-stage-")
-        subprocess.run([self.meson, "install", "-C", self.build, "--no-rebuild", "--quiet", "--destdir",
-                        os.path.join(self.dir, "root")], check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run([self.meson, "install", "-C", self.build, "--no-rebuild", "--quiet", "--destdir",
+                            os.path.join(self.dir, "root")], check=True, stdout=subprocess.DEVNULL)
+        except BaseException:
+            shutil.rmtree(self.dir)
+            raise
         self.root = os.path.join(self.dir, "root")
         self.work = os.path.join(self.dir, "work")
         os.mkdir(self.work)

@@ -971,6 +971,26 @@ static void move_of_a_pinned_page_is_busy(void **state)
 	move_rig_down(&r, &from);
 }
 
+/* The features say that the kernel has these; whoever opened the descriptor need not have asked for them. */
+static void poison_and_move_need_not_be_enabled(void **state)
+{
+	struct mem from;
+	struct rig r;
+	size_t done;
+
+	(void)state;
+	REQUIRES(LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_MOVE);
+	mem_map(&from, MEM_ANON, 1);
+	memset(from.addr, 0x21, from.len);
+	rig_up(&r, MEM_ANON, 2, MISSING, 0);
+	assert_int_equal(libuffd_features(r.u), 0);
+	assert_int_equal(libuffd_move(r.u, r.m.start, from.start, from.len, 0, &done), 0);
+	assert_true(all_bytes(r.m.addr, r.m.page, 0x21));
+	assert_int_equal(libuffd_poison(r.u, mem_at(&r.m, 1), r.m.page, 0, &done), 0);
+	assert_int_equal(touch(mem_page(&r.m, 1), false, NULL), SIGBUS);
+	move_rig_down(&r, &from);
+}
+
 static void move_wants_both_sides_locked_or_neither(void **state)
 {
 	struct mem from;
@@ -2190,6 +2210,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_KIND(poison_does_not_replace_a_mark),
 	cmocka_unit_test(wp_unpopulated_builds_page_tables),
 	cmocka_unit_test(move_of_a_pinned_page_is_busy),
+	cmocka_unit_test(poison_and_move_need_not_be_enabled),
 	cmocka_unit_test(move_wants_both_sides_locked_or_neither),
 	cmocka_unit_test(move_through_a_living_childs_handle),
 	cmocka_unit_test(copy_installs_single_pages_where_thps_are_wanted),
