@@ -15,6 +15,7 @@
 	120000 /* for what always comes: without it a failure would be a test that hangs */
 
 char *rig_dir;
+void (*rig_in_child)(void);
 struct served rig_server;
 static struct vmm vmms[VMMS];
 static size_t nvmms;
@@ -73,7 +74,7 @@ static void remove_dir(const char *path)
 
 /* ---- The server ------------------------------------------------------------------------------------ */
 
-void serve_argv(char *const *argv)
+static void run_server(char *const *argv)
 {
 	int out[2];
 
@@ -83,6 +84,8 @@ void serve_argv(char *const *argv)
 	if (rig_server.pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		dup2(out[1], STDOUT_FILENO);
+		if (rig_in_child)
+			rig_in_child();
 		execv(tested, argv);
 		_exit(127);
 	}
@@ -103,12 +106,24 @@ void serve_with(const char *memory, ...)
 		n++;
 	va_end(args);
 	argv[n] = NULL;
-	serve_argv((char *const *)(uintptr_t)argv);
+	run_server((char *const *)(uintptr_t)argv);
 	expect_said("ready");
 }
 
-/* More of what it says. False: it has ended. */
-static bool hear(void)
+void serve_only(const char *first, ...)
+{
+	const char *argv[64] = { tested, first };
+	size_t n = 2;
+	va_list args;
+
+	va_start(args, first);
+	while (first && n < 63 && (argv[n] = va_arg(args, const char *)))
+		n++;
+	va_end(args);
+	run_server((char *const *)(uintptr_t)argv);
+}
+
+bool hear(void)
 {
 	struct pollfd p = { .fd = rig_server.out, .events = POLLIN };
 	ssize_t n;
@@ -386,6 +401,7 @@ int case_end(void **state)
 	(void)state;
 	vmms_down();
 	serve_forget();
+	rig_in_child = NULL;
 	remove_dir(rig_dir);
 	free(rig_dir);
 	rig_dir = NULL;

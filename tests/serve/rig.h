@@ -40,8 +40,13 @@ void serve_with(const char *memory, ...);
 /* The one before has ended. */
 #define serve_again(...) (serve_forget(), serve_with(__VA_ARGS__, NULL))
 void serve_forget(void);
-/* Run it with just these, and do not wait. */
-void serve_argv(char *const *argv);
+/* Run it with just these arguments, up to a NULL, and do not wait. */
+void serve_only(const char *first, ...);
+#define serve_raw(...) serve_only(__VA_ARGS__, NULL)
+/* What the process does before it becomes uffd-serve; until the end of the test. */
+extern void (*rig_in_child)(void);
+/* More of what it says has been read; false: it has ended. */
+bool hear(void);
 /* Until it has said this event, and the line with it; what it said before is passed over. */
 const char *expect_said(const char *event);
 /* The same, and it must have these words. */

@@ -196,6 +196,8 @@ static int start(struct serve *sv, struct why *why)
 		ret = start_server(sv, why);
 	if (ret == 0)
 		ret = replay_start(sv, why);
+	if (ret == 0)
+		ret = report_start(sv, why);
 	return ret;
 }
 

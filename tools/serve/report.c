@@ -223,6 +223,13 @@ static int open_file(const char *path, struct why *why)
 	return 0;
 }
 
+int report_start(struct serve *sv, struct why *why)
+{
+	int ret = report.dir >= 0 ? write_file() : 0;
+
+	return ret ? refuse(why, ret, "--stats %s: %s", sv->o.stats, strerror(-ret)) : 0;
+}
+
 static void keep_file(void)
 {
 	int ret = write_file();

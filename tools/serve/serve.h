@@ -189,6 +189,8 @@ uint64_t stats_p99(const uint64_t *latency);
 /* ---- report.c ----------------------------------------------------------------------------------- */
 
 int report_open(struct serve *sv, struct why *why);
+/* As whom we have become: what cannot be kept up is better known now. */
+int report_start(struct serve *sv, struct why *why);
 void report_tick(struct serve *sv);
 void report_close(struct serve *sv);
 
