@@ -3,7 +3,7 @@
 # The units that are shipped, as systemd sees them.
 # usage: test-unit.sh UFFD-SERVE SERVICE SOCKET
 set -eu
-program=$1 service=$2 socket=$3
+program=$(realpath "$1") service=$2 socket=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . "$(dirname "$0")/../tap.sh"
