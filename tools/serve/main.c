@@ -183,7 +183,7 @@ static int start(struct serve *sv, struct why *why)
 	if (ret == 0)
 		ret = notify_open(why);
 	if (ret == 0)
-		ret = memory_open(sv->o.memory, &sv->memory, why);
+		ret = memory_open(&sv->o, &sv->memory, why);
 	if (ret == 0)
 		ret = replay_open(sv, why);
 	if (ret == 0)
@@ -192,6 +192,8 @@ static int start(struct serve *sv, struct why *why)
 		ret = report_open(sv, why);
 	if (ret == 0)
 		ret = jail_enter(&sv->o, why);
+	if (ret == 0)
+		ret = memory_start(&sv->memory, why);
 	if (ret == 0)
 		ret = start_server(sv, why);
 	if (ret == 0)
@@ -208,6 +210,7 @@ static uint64_t tick(struct serve *sv, uint64_t now)
 	listen_tick();
 	vm_tick(sv);
 	report_tick(sv);
+	memory_tick(&sv->memory);
 	notify("WATCHDOG=1");
 	if (watchdog && watchdog < again)
 		again = watchdog;

@@ -8,6 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "nbd-uri.h"
+#include "nbd.h"
+
 static int file_len(int fd, const char *name, uint64_t *len, struct why *why)
 {
 	struct stat st;
@@ -41,15 +44,54 @@ static int open_file(struct memory *m, struct why *why)
 	return ret;
 }
 
-int memory_open(const char *name, struct memory *m, struct why *why)
+#if HAVE_LIBNBD
+static int open_nbd(const struct options *o, struct memory *m, struct why *why)
+{
+	return nbd_open(o->memory, o->nbd_connections, o->nbd_timeout_ns, &m->nbd, &m->source,
+			&m->len, why);
+}
+#else
+static int open_nbd(const struct options *o, struct memory *m, struct why *why)
+{
+	(void)m;
+	return refuse(why, -EOPNOTSUPP, "%s: this uffd-serve was built without libnbd", o->memory);
+}
+#endif
+
+int memory_open(const struct options *o, struct memory *m, struct why *why)
 {
 	memset(m, 0, sizeof(*m));
-	m->name = name;
-	return open_file(m, why);
+	m->name = o->memory;
+	return nbd_is_uri(o->memory) ? open_nbd(o, m, why) : open_file(m, why);
+}
+
+int memory_start(struct memory *m, struct why *why)
+{
+#if HAVE_LIBNBD
+	if (m->nbd)
+		return nbd_start(m->nbd, why);
+#endif
+	(void)m;
+	(void)why;
+	return 0;
+}
+
+void memory_tick(struct memory *m)
+{
+#if HAVE_LIBNBD
+	if (m->nbd)
+		nbd_tick(m->nbd);
+#endif
+	(void)m;
 }
 
 void memory_close(struct memory *m)
 {
+#if HAVE_LIBNBD
+	if (m->nbd)
+		nbd_end(m->nbd);
+#endif
+	m->nbd = NULL;
 	libuffd_source_unref(m->source);
 	m->source = NULL;
 }

@@ -11,7 +11,7 @@
 #include <uffd/server.h>
 
 static const char usage[] =
-	"usage: uffd-serve --socket PATH --memory FILE [OPTION...]\n"
+	"usage: uffd-serve --socket PATH --memory FILE|URI [OPTION...]\n"
 	"\n"
 	"Serve the memory of virtual machines, page by page, as they ask for it. A monitor (Firecracker, or one\n"
 	"that speaks like it) connects to the socket and hands over a userfaultfd and where its memory lies; each\n"
@@ -20,6 +20,8 @@ static const char usage[] =
 	"  --socket PATH           where monitors connect; under systemd its socket unit may name it instead\n"
 	"  --socket-mode MODE      permissions of the socket, octal\n"
 	"  --memory FILE           the guest's memory: a snapshot's file, or a block device; holes are zeros\n"
+	"  --memory URI            the same, from an NBD server: nbd://HOST:PORT/EXPORT, or\n"
+	"                          nbd+unix:///EXPORT?socket=PATH\n"
 	"  --protocol firecracker  what monitors say (the only one, and the default)\n"
 	"\n"
 	"  --fill RATE             fetch the rest meanwhile: bytes a second, or 'max'\n"
@@ -32,13 +34,17 @@ static const char usage[] =
 	"                            poison  who touches the page gets SIGBUS (the default; kernel 6.6, else fail)\n"
 	"                            kill    its process is killed\n"
 	"                            fail    it is not served any more: who touches an absent page waits\n"
-	"  --retries N             attempts after a first failure of the file (default 3)\n"
+	"  --retries N             attempts after a first failure of the file or NBD server (default 3)\n"
 	"  --handshake-timeout S   seconds within which a monitor must have said all (default 5)\n"
 	"  --drain S               seconds that SIGTERM gives to fetch what running machines lack (default 60)\n"
 	"\n"
 	"  --engine ENGINE         auto, uring or poll\n"
 	"  --threads N             threads that serve (default 1)\n"
 	"  --max-inflight N        most reads in flight, per thread (default 64)\n"
+	"\n"
+	"  --nbd-connections N     most connections to an NBD server, if it takes several (default 4, at most 16)\n"
+	"  --nbd-timeout S         seconds, whatever becomes of its connections, within which it must have\n"
+	"                          answered; then that attempt has failed (default 10)\n"
 	"\n"
 	"  --user NAME --group NAME  become this user and group when all is open\n"
 	"  --chroot DIR            see nothing but this directory from then on; it needs an empty DIR/proc\n"
@@ -214,6 +220,8 @@ enum {
 	GROUP,
 	CHROOT,
 	STATS,
+	NBD_CONNECTIONS,
+	NBD_TIMEOUT,
 	JSON,
 	QUIET,
 	HELP,
@@ -241,6 +249,8 @@ static const struct option longs[] = {
 	{ "group", required_argument, NULL, GROUP },
 	{ "chroot", required_argument, NULL, CHROOT },
 	{ "stats", required_argument, NULL, STATS },
+	{ "nbd-connections", required_argument, NULL, NBD_CONNECTIONS },
+	{ "nbd-timeout", required_argument, NULL, NBD_TIMEOUT },
 	{ "json", no_argument, NULL, JSON },
 	{ "quiet", no_argument, NULL, QUIET },
 	{ "help", no_argument, NULL, HELP },
@@ -301,6 +311,10 @@ static int take(struct options *o, int option, const char *value)
 	case STATS:
 		o->stats = value;
 		return 0;
+	case NBD_CONNECTIONS:
+		return number32("nbd-connections", value, 1, 16, &o->nbd_connections);
+	case NBD_TIMEOUT:
+		return seconds("nbd-timeout", value, &o->nbd_timeout_ns);
 	case JSON:
 		o->json = true;
 		return 0;
@@ -329,6 +343,8 @@ int options_parse(int argc, char **argv, struct options *o, int *status)
 	o->threads = 1;
 	o->retries = 3;
 	o->handshake_ns = UINT64_C(5000000000);
+	o->nbd_connections = 4;
+	o->nbd_timeout_ns = UINT64_C(10000000000);
 	o->drain_ns = UINT64_C(60000000000);
 	while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		if (option == HELP) {

@@ -20,6 +20,8 @@ struct options {
 	bool fill;
 	uint64_t fill_rate; /* bytes a second; 0: as fast as it goes */
 	uint64_t handshake_ns, drain_ns;
+	uint32_t nbd_connections;
+	uint64_t nbd_timeout_ns;
 	bool json, quiet;
 };
 

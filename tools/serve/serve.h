@@ -8,12 +8,14 @@
  *   listen.c   sockets, also systemd's             conn.c     a monitor's connection: bytes and descriptors
  *   wire.c     what these bytes say                vm.c       one virtual machine, from its message to its end
  *   notice.c   what the server tells               memory.c   where bytes come from
+ *   nbd.c      from another machine: requests, connections    nbd-uri.c  where that is
  *   order.c    the file of a record                replay.c   recording one machine, replaying to the others
  *   stats.c    figures                             report.c   where these are asked for
  *   notify.c   telling systemd                     jail.c     giving up rights
  *
- * Two kinds of threads: those of the library answer faults, and need nobody else for it; the main one does all the
- * rest, and nothing here is seen by any other (but for the queue of notice.c).
+ * Two kinds of threads: those of the library answer faults, and need nobody else for it, but for one that speaks to an NBD
+ * server (nbd.c) if the bytes come from there; the main one does all the rest, and nothing here is seen by any other (but
+ * for the queue of notice.c).
  */
 #ifndef SERVE_SERVE_H
 #define SERVE_SERVE_H
