@@ -33,7 +33,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -391,8 +390,9 @@ __attribute__((noreturn)) static void stopped_wrongly(const struct cpu *c)
 		    "does not see faults in the kernel (user mode only)",
 		    c->id, (uint64_t)run->mmio.phys_addr);
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
-		die("vCPU %u: KVM cannot go on with it (internal error %u)", c->id,
-		    run->internal.suberror);
+		die("vCPU %u: KVM cannot go on with it (internal error %u): a page of its code, or one that\n"
+		    "it was about to write to, may be lost",
+		    c->id, run->internal.suberror);
 	die("vCPU %u stopped in a way that this guest never does (exit %u)", c->id,
 	    run->exit_reason);
 }
@@ -725,19 +725,20 @@ static int connect_to(const char *path)
 }
 
 /*
- * Whoever serves us may die, and a userfaultfd does not tell: our own copy of it keeps the guest waiting, so that it never
- * sees a page of zeros that nobody meant. A pidfd tells.
+ * Whoever serves us may die, and a userfaultfd does not tell: our own copy of it keeps the guest waiting, so that it
+ * never sees a page of zeros that nobody meant. A pidfd tells.
  */
 static void watch_server(struct vm *vm)
 {
-	struct ucred peer = { 0 };
-	socklen_t len = sizeof(peer);
+	struct libuffd_peer_info peer = LIBUFFD_PEER_INFO_INIT;
+	int ret = libuffd_peer(vm->sock, 0, &peer);
 
-	vm->server_pidfd = -1;
-	if (getsockopt(vm->sock, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.pid <= 0)
-		return;
+	if (ret < 0 && !vm->opts.stay)
+		fprintf(stderr,
+			"microvm: who serves at %s is not known (%s): should it end, nothing tells\n",
+			vm->opts.socket, strerror(-ret));
 	vm->server_pid = peer.pid;
-	vm->server_pidfd = (int)syscall(SYS_pidfd_open, peer.pid, 0); /* 5.3 */
+	vm->server_pidfd = peer.pidfd;
 }
 
 /* One message: what lies where, and the descriptor. Later versions say page_size, earlier ones page_size_kib. */
@@ -1049,7 +1050,8 @@ static void close_all(struct vm *vm)
 	libuffd_close(vm->u);
 	if (vm->opts.socket) {
 		close(vm->sock);
-		close(vm->server_pidfd);
+		if (vm->server_pidfd >= 0)
+			close(vm->server_pidfd);
 	}
 	munmap(vm->memory, vm->len);
 	free(vm->pass);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A hypervisor whose guest's memory comes when it is touched. Arguments: uffd-info, helper, microvm."""
+"""A hypervisor whose guest's memory comes when it is touched. Arguments: uffd-info, helper, microvm,
+uffd-serve."""
 
 import contextlib
 import json
@@ -14,8 +15,10 @@ import tempfile
 import common
 from common import Skip, check, equal, run
 
-INFO, WITHOUT, MICROVM = [os.path.abspath(a) for a in sys.argv[1:4]]
-SERVER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page-server.py")
+INFO, WITHOUT, MICROVM, SERVE = [os.path.abspath(a) for a in sys.argv[1:5]]
+HERE = os.path.dirname(os.path.abspath(__file__))
+SERVER = os.path.join(HERE, "page-server.py")
+README = os.path.join(HERE, "../../README.md")
 PAGE = 4096
 MIB = 1 << 20
 NO_KVM = 77
@@ -285,6 +288,145 @@ def without_a_server_there_is_a_hint():
         check(socket in result.stderr, result.stderr)
 
 
+# ---- With uffd-serve ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def serving(memory, *args):
+    """uffd-serve, when it accepts machines; what it does comes as lines of JSON."""
+    path = os.path.join(scratch, "serve")
+    server = subprocess.Popen([SERVE, "--json", "--socket", path, "--memory", memory, *args],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True)
+    try:
+        wait_for(server, "ready")
+        yield server, path
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+        server.stderr.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def wait_for(server, event):
+    """Read on until it tells of that."""
+    for line in server.stdout:
+        if json.loads(line)["event"] == event:
+            return
+    raise AssertionError("uffd-serve ended, without %s: %s" % (event, server.stderr.read()))
+
+
+def start(path, *args):
+    return subprocess.Popen([MICROVM, "--restore", path, *args], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def uffd_serve_serves_it():
+    needs_machine()
+    path = made("served", "--size", "4", "--cpus", "2")
+    for args in ([], ["--window", "64K"], ["--fill", "max"], ["--engine", "poll", "--threads", "2"]):
+        with serving(path, *args) as (server, socket):
+            for balloon in ("0", "40"):
+                restored(path, "--socket", socket, "--passes", "4", "--balloon", balloon)
+                wait_for(server, "gone")
+            server.terminate()
+            wait_for(server, "ended")
+            equal(server.wait(), 0, args)
+
+
+def uffd_serve_serves_several_at_once():
+    needs_machine()
+    path = made("several", "--size", "4", "--cpus", "2")
+    with serving(path) as (_, socket):
+        machines = [start(path, "--socket", socket, "--seed", str(seed), "--balloon", "20")
+                    for seed in range(4)]
+        for machine in machines:
+            text, errors = machine.communicate(timeout=100)
+            equal((machine.returncode, errors), (0, ""))
+            check("every byte is what it should be" in text, text)
+
+
+def a_machine_outlives_a_server_that_ends_in_order():
+    """It has all of its memory by then, and goes on alone."""
+    needs_machine()
+    path = made("alone", "--size", "16")
+    for passes in ("500", "10000"):
+        with serving(path) as (server, socket):
+            machine = start(path, "--socket", socket, "--touch", "1", "--passes", passes)
+            wait_for(server, "served")
+            os.kill(machine.pid, signal.SIGSTOP)
+            server.terminate()
+            wait_for(server, "ended")
+            equal(server.wait(), 0)
+            early = machine.poll() is not None
+            machine.send_signal(signal.SIGCONT)
+            text, errors = machine.communicate(timeout=100)
+            equal((machine.returncode, errors), (0, ""))
+            check("every byte is what it should be" in text, text)
+        if not early:
+            return
+    raise AssertionError("each time it was done before its server had ended")
+
+
+def a_machine_does_not_outlive_a_server_that_is_killed():
+    needs_machine()
+    path = made("not-alone", "--size", "64")
+    with serving(path) as (server, socket):
+        machine = start(path, "--socket", socket, "--touch", "1", "--passes", "10000")
+        wait_for(server, "served")
+        server.kill()
+        text, errors = machine.communicate(timeout=100)
+        equal((machine.returncode, text), (1, ""), errors)
+        check("process %d" % server.pid in errors and "has ended" in errors, errors)
+
+
+def what_uffd_serve_cannot_have_never_reads_as_zeros():
+    """A file that got shorter: the machine is told, or killed, as the option says."""
+    needs_machine()
+    if run([INFO, "--require", "poison"]).returncode:
+        raise Skip("this kernel cannot poison a page")
+    for policy, wanted in (("poison", 1), ("kill", -9)):
+        path = made("short-" + policy, "--size", "64")
+        with serving(path, "--on-error", policy, "--retries", "0") as (server, socket):
+            machine = start(path, "--socket", socket, "--touch", "1", "--passes", "10000")
+            wait_for(server, "served")
+            os.truncate(path, 0)
+            text, errors = machine.communicate(timeout=100)
+            equal((machine.returncode, text), (wanted, ""), errors)
+            check(policy == "kill" or "lost" in errors, errors)
+
+
+def the_session_of_the_readme_works_as_it_is_written():
+    needs_machine()
+    section = re.search(r"^## A virtual machine, .*?(?=^## )", common.read(README),
+                        re.MULTILINE | re.DOTALL).group(0)
+    first, second, text = re.findall(r"^```\w+\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    place = os.path.join(scratch, "session")
+    os.mkdir(place)
+    os.symlink(os.path.dirname(os.path.dirname(MICROVM)), os.path.join(place, "build"))
+    # The shell becomes its last command, so that this is what gets the signal.
+    commands = first.strip().splitlines()
+    script = "\n".join(commands[:-1] + ["exec " + commands[-1]])
+    server = subprocess.Popen(["sh", "-ec", script], cwd=place, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    try:
+        while not is_listening("vm.sock"):
+            equal(server.poll(), None)
+            os.sched_yield()
+        result = run(["sh", "-ec", second], cwd=place)
+    finally:
+        server.send_signal(signal.SIGINT)
+        equal(server.wait(timeout=100), 0)
+    equal((result.returncode, result.stderr), (0, ""))
+
+    def shape(told):
+        return re.sub(r"\d+\.\d+", "N", told)
+
+    equal(shape(result.stdout), shape(text))
+
+
 # ---- What is refused ------------------------------------------------------------------------------
 
 
@@ -409,6 +551,12 @@ TESTS = [
     a_guest_can_wait_for_another_server,
     a_guest_that_lost_a_page_is_stopped,
     without_a_server_there_is_a_hint,
+    uffd_serve_serves_it,
+    uffd_serve_serves_several_at_once,
+    a_machine_outlives_a_server_that_ends_in_order,
+    a_machine_does_not_outlive_a_server_that_is_killed,
+    what_uffd_serve_cannot_have_never_reads_as_zeros,
+    the_session_of_the_readme_works_as_it_is_written,
     a_userfaultfd_for_user_mode_is_refused_with_the_cure,
     no_kvm_is_status_77,
     a_damaged_snapshot_is_refused,
