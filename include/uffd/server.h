@@ -224,6 +224,12 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
  * NOTICE_COMPLETE.
  */
 #define LIBUFFD_REGION_UNREGISTER (1u << 3)
+/*
+ * Keep what became of each page in state_fd too, for a server that comes after this one: with the same bytes it goes on
+ * where this one was, even if this one was killed. What had been supplied, or removed by the program, never comes from
+ * the source again: if it is missing then, it was removed, and reads as zeros. See state_fd.
+ */
+#define LIBUFFD_REGION_STATE (1u << 4)
 
 struct libuffd_region {
 	uint32_t size;
@@ -279,10 +285,22 @@ struct libuffd_region {
 	uint64_t window;
 	/* Most bytes to fetch ahead of accesses in sequence or in equal strides; at most 256 MiB. 0: none. */
 	uint64_t ahead;
+	/*
+	 * With REGION_STATE: a file that can be mapped for reading and writing, a memfd best, and where in it, a multiple
+	 * of the system's page size, are (pages / 32 + 1) * 8 bytes; all zero for memory of which nothing was supplied yet.
+	 * What they hold is the same on all machines of one byte order, and for later libraries. The descriptor is not
+	 * needed after the call; the file must not get shorter. Of forked children nothing is kept.
+	 *
+	 * The next server adds its regions before it is first stepped or started: what was removed meanwhile is told
+	 * as soon as it reads, and it must know of what.
+	 */
+	int32_t state_fd;
+	uint32_t reserved; /* zero */
+	uint64_t state_offset;
 };
 /* clang-format off */
 #define LIBUFFD_REGION_INIT { sizeof(struct libuffd_region), 0, 0, 0, 0, 0, 0, 0, { NULL }, { NULL }, \
-	{ NULL }, { NULL }, 0, 0, 0, 0, 0, 0 }
+	{ NULL }, { NULL }, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 /* clang-format on */
 
 /*
@@ -299,7 +317,8 @@ struct libuffd_region {
  *   -E2BIG    newer than the library
  *   -ENOENT   no such space, or it has failed; or without REGISTER, the range is not registered with any userfaultfd
  *   -EEXIST   a part of the range belongs to a region already
- *   -ERANGE   the source ends before the region does
+ *   -ERANGE   the source ends before the region does, or the file of the state before that
+ *   -EBADF -EACCES -ENODEV  with STATE, what mmap(2) says of its file
  *   -EDEADLK  memory of this process that the server reads (a memory source's) or writes (an alias) lies in a
  *             region of the server's, or is registered with a userfaultfd that is attached to it, so that the
  *             server would wait for itself; or the range is such memory of another region's. Memory that is

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "srv.h"
 
@@ -89,49 +90,95 @@ static unsigned int lowest(uint64_t v)
 	return (unsigned int)__builtin_ctzll(v);
 }
 
+/* A file that ends before would be a signal when it is first looked at. */
+static int check_state_file(const struct libuffd_region *cfg, uint64_t bytes)
+{
+	struct stat st;
+
+	if (fstat(cfg->state_fd, &st) < 0)
+		return -errno;
+	return (uint64_t)st.st_size >= bytes && cfg->state_offset <= (uint64_t)st.st_size - bytes
+		       ? 0
+		       : -ERANGE;
+}
+
 /*
  * From the system and not from calloc(), whose memory may have been used before: then all of it is
- * cleared, and so populated.
+ * cleared, and so populated. Or a file's, which outlives us.
  */
-static struct srv_pages *pages_alloc(struct srv_region *region, uint64_t n)
+static int pages_alloc(struct srv_region *region, uint64_t n, bool kept, struct srv_pages **out)
 {
 	uint64_t bytes = (n / WORD + 1) * sizeof(uint64_t);
+	const struct libuffd_region *cfg = &region->cfg;
 	struct srv_pages *p;
+	int ret = 0;
 
+	*out = NULL;
 	if (bytes > SIZE_MAX / 2)
-		return NULL;
+		return -ENOMEM;
+	if (kept)
+		ret = check_state_file(cfg, bytes);
+	if (ret < 0)
+		return ret;
 	p = calloc(1, sizeof(*p));
 	if (!p)
-		return NULL;
+		return -ENOMEM;
 	p->bytes = (size_t)bytes;
 	p->words = mmap(NULL, p->bytes, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			kept ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			kept ? cfg->state_fd : -1, kept ? (off_t)cfg->state_offset : 0);
 	if (p->words == MAP_FAILED) {
+		ret = -errno;
 		free(p);
-		return NULL;
+		return ret;
 	}
 	atomic_init(&p->refs, 1);
 	p->region = srv_region_ref(region);
 	p->n = n;
-	return p;
+	*out = p;
+	return 0;
+}
+
+/*
+ * What another server left. It died before it had supplied what was on its way. Of what it had supplied a page that is
+ * missing has been removed since, for all that we were told: so no page that it had done with comes from the source.
+ */
+static void take_over(struct srv_pages *p)
+{
+	for (uint64_t i = 0; i < p->n / WORD + 1; i++) {
+		uint64_t w = p->words[i], done = w >> 1 & LOW;
+
+		if (i == p->n / WORD)
+			done &= (UINT64_C(1) << (2 * (p->n % WORD))) - 1;
+		/* Writing a zero would make it cost a page. */
+		if (w)
+			p->words[i] = done * (unsigned int)SRV_REMOVED;
+		p->count[SRV_REMOVED] += ones(done);
+	}
+	p->count[SRV_ABSENT] = p->n - p->count[SRV_REMOVED];
 }
 
 int srv_pages_new(struct srv_region *region, struct srv_pages **out)
 {
-	*out = pages_alloc(region, region->npages);
-	if (!*out)
-		return -ENOMEM;
-	(*out)->count[SRV_ABSENT] = region->npages;
+	bool kept = region->cfg.flags & LIBUFFD_REGION_STATE;
+	int ret = pages_alloc(region, region->npages, kept, out);
+
+	if (ret < 0)
+		return ret;
+	if (kept)
+		take_over(*out);
+	else
+		(*out)->count[SRV_ABSENT] = region->npages;
 	return 0;
 }
 
 int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out)
 {
-	struct srv_pages *p = pages_alloc(from->region, from->n);
+	int ret = pages_alloc(from->region, from->n, false, out);
+	struct srv_pages *p = *out;
 
-	*out = p;
-	if (!p)
-		return -ENOMEM;
+	if (ret < 0)
+		return ret;
 	memcpy(p->count, from->count, sizeof(p->count));
 	p->count[SRV_ABSENT] += p->count[SRV_PENDING];
 	p->count[SRV_PENDING] = 0;

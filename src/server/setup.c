@@ -16,7 +16,7 @@
 #define SPACE_LEAST 16
 _Static_assert(sizeof(struct libuffd_space_opts) == SPACE_LEAST, "grown: keep SPACE_LEAST");
 #define REGION_LEAST 128
-_Static_assert(sizeof(struct libuffd_region) == REGION_LEAST, "grown: keep REGION_LEAST");
+_Static_assert(sizeof(struct libuffd_region) > REGION_LEAST, "128 bytes were the first");
 #define MOST_RETRIES 1000
 #define VACATING_TRIES 1000 /* and pauses of a millisecond */
 #define DEFAULT_RETRY_NS UINT64_C(1000000)
@@ -25,7 +25,7 @@ _Static_assert(sizeof(struct libuffd_region) == REGION_LEAST, "grown: keep REGIO
 #define MOST_AHEAD (UINT64_C(256) << 20)
 #define REGION_FLAGS                                                          \
 	(LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_WP | LIBUFFD_REGION_GROWS | \
-	 LIBUFFD_REGION_UNREGISTER)
+	 LIBUFFD_REGION_UNREGISTER | LIBUFFD_REGION_STATE)
 #define REGION_MODES (LIBUFFD_MODE_MISSING | LIBUFFD_MODE_WP | LIBUFFD_MODE_MINOR)
 
 /* ---- Spaces --------------------------------------------------------------------------------------- */
@@ -130,6 +130,13 @@ static bool limits_ok(const struct libuffd_region *r)
 	       r->ahead <= MOST_AHEAD && (!r->window || one_bit(r->window));
 }
 
+static bool state_ok(const struct libuffd_server *s, const struct libuffd_region *r)
+{
+	if (!(r->flags & LIBUFFD_REGION_STATE))
+		return !r->state_fd && !r->reserved && !r->state_offset;
+	return r->state_fd >= 0 && !r->reserved && !(r->state_offset & (s->page_size - 1));
+}
+
 static int complete_config(struct libuffd_server *s, struct libuffd_region *r)
 {
 	if (!r->page_size)
@@ -137,7 +144,7 @@ static int complete_config(struct libuffd_server *s, struct libuffd_region *r)
 	if (!r->modes)
 		r->modes = LIBUFFD_MODE_MISSING;
 	if (!one_bit(r->page_size) || r->page_size < s->page_size || r->flags & ~REGION_FLAGS ||
-	    !range_ok(r) || !modes_ok(r) || !limits_ok(r))
+	    !range_ok(r) || !modes_ok(r) || !limits_ok(r) || !state_ok(s, r))
 		return -EINVAL;
 	if (!r->retry_ns)
 		r->retry_ns = DEFAULT_RETRY_NS;

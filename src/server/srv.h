@@ -77,7 +77,8 @@ struct srv_pages {
 	uint64_t stamp;	   /* stats.c: counted in this round */
 };
 
-int srv_pages_new(struct srv_region *region, struct srv_pages **out); /* all ABSENT */
+/* All ABSENT, or with REGION_STATE what another server left. Their numbers in it stay what they are. */
+int srv_pages_new(struct srv_region *region, struct srv_pages **out);
 /* For a child: what is on its way to the parent is absent. */
 int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out);
 struct srv_pages *srv_pages_ref(struct srv_pages *p);

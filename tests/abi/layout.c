@@ -117,7 +117,7 @@ AT(libuffd_space_opts, flags, 4);
 AT(libuffd_space_opts, pidfd, 8);
 AT(libuffd_space_opts, unknown, 12);
 
-SAME(sizeof(struct libuffd_region), 128);
+SAME(sizeof(struct libuffd_region), 144);
 AT(libuffd_region, flags, 4);
 AT(libuffd_region, space, 8);
 AT(libuffd_region, start, 16);
@@ -135,6 +135,8 @@ AT(libuffd_region, retries, 100);
 AT(libuffd_region, retry_ns, 104);
 AT(libuffd_region, window, 112);
 AT(libuffd_region, ahead, 120);
+AT(libuffd_region, state_fd, 128);
+AT(libuffd_region, state_offset, 136);
 
 SAME(sizeof(struct libuffd_fill_opts), 32);
 AT(libuffd_fill_opts, flags, 4);

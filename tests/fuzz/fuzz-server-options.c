@@ -70,22 +70,28 @@ static void *take_struct(void)
 }
 
 /* What becomes of a struct by its size and what we do not know of it; our part of it goes to @to. */
-static int sized(void *to, size_t known, const void *from)
+static int sized_since(void *to, size_t least, size_t known, const void *from)
 {
 	const uint8_t *p = from;
 	uint32_t size;
 
 	memcpy(&size, from, sizeof(size));
 	memset(to, 0, known);
-	if (size < known)
+	if (size < least)
 		return -EINVAL;
 	if (size > 4096)
 		return -E2BIG;
 	for (size_t i = known; i < size; i++)
 		if (p[i])
 			return -E2BIG;
-	memcpy(to, from, known);
+	memcpy(to, from, size < known ? size : known);
 	return 0;
+}
+
+/* One that has not grown. */
+static int sized(void *to, size_t known, const void *from)
+{
+	return sized_since(to, known, known, from);
 }
 
 /* ---- The core ---------------------------------------------------------------------------------- */
@@ -459,12 +465,14 @@ static void call_attach(void)
 	free(opts);
 }
 
+#define REGION_LEAST 128 /* of the first release */
+
 /* Addresses are any; sizes within what a run can go through, and pointers to what there is. */
 static void tame(struct libuffd_region *r)
 {
 	uint8_t b = next_byte();
 
-	if (r->size < sizeof(*r))
+	if (r->size < REGION_LEAST)
 		return;
 	r->len &= 0x3fffffff;
 	r->page_size &= 0x7fffff;
@@ -482,6 +490,9 @@ static void tame(struct libuffd_region *r)
 		r->space = 1;
 	if (b & 64)
 		r->retries &= 3;
+	/* No file is to be written to. */
+	if (r->size >= sizeof(*r))
+		r->state_fd = -1;
 }
 
 static void call_add_region(void)
@@ -491,7 +502,7 @@ static void call_add_region(void)
 	int want, ret;
 
 	tame(r);
-	want = sized(&known, sizeof(known), r);
+	want = sized_since(&known, REGION_LEAST, sizeof(known), r);
 	ret = libuffd_server_add_region(server, r, &id);
 	free(r);
 	require(want == 0 || ret == want);
@@ -501,7 +512,7 @@ static void call_add_region(void)
 	page = known.page_size ? known.page_size : (uint64_t)getpagesize();
 	require(!(page & (page - 1)) && page >= (uint64_t)getpagesize());
 	require(known.len && !((known.start | known.len | known.offset) & (page - 1)));
-	require(known.start + (known.len - 1) >= known.start && known.flags < 16);
+	require(known.start + (known.len - 1) >= known.start && known.flags < 32);
 	require(known.retries <= 1000 && known.on_error <= 1 && known.retry_ns <= 60000000000);
 	require(!known.source || known.source->len == UINT64_MAX ||
 		known.offset + known.len <= ((known.source->len + page - 1) & ~(page - 1)));

@@ -2,6 +2,8 @@
 /* A server that is killed: what becomes of the program that it served. */
 #include "server.h"
 
+static int state_fd = -1; /* what the servers leave to each other, where they do */
+
 /* The server's process: serves the memory of its parent until it is killed. */
 static int serve(void **state)
 {
@@ -24,7 +26,8 @@ static int serve(void **state)
 	if (ret < 0)
 		return 1;
 	r = region_of(&stage.m, src);
-	r.flags = 0;
+	r.flags = state_fd < 0 ? 0 : LIBUFFD_REGION_STATE;
+	r.state_fd = state_fd < 0 ? 0 : state_fd;
 	/* Only the descriptor above is ours to hold. */
 	libuffd_close(stage.u);
 	ret = libuffd_server_add_region(stage.s, &r, &id);
@@ -111,9 +114,86 @@ static void without_another_descriptor_the_rest_reads_as_zeros(void **state)
 	expect_bytes(stage.m.addr, stage.data, stage.m.page);
 }
 
+static void expect_zeros(size_t n)
+{
+	struct faulter *f = start_faulter(mem_page(&stage.m, n), false, 1);
+
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_true(is_zero(mem_page(&stage.m, n), stage.m.page));
+}
+
+/* Of what is lost nothing comes back, whenever it went: to the first server, to nobody, or to the second. */
+static void the_next_server_knows_what_was_removed(void **state)
+{
+	REQUIRES(LIBUFFD_FEATURE_EVENT_REMOVE);
+	killed_up(state);
+	libuffd_close(stage.u);
+	stage.u = uffd_with(LIBUFFD_FEATURE_EVENT_REMOVE);
+	mem_register(stage.u, &stage.m, MISSING);
+	state_fd = memfd_create("state", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(state_fd, 8), 0);
+	start_server(state);
+	expect_served(0);
+	expect_served(1);
+	/* One that was there, and one that never was. */
+	assert_int_equal(madvise(mem_page(&stage.m, 1), stage.m.page, MADV_DONTNEED), 0);
+	assert_int_equal(madvise(mem_page(&stage.m, 2), stage.m.page, MADV_DONTNEED), 0);
+	/* The events have been read; that they have been applied is known by what comes after them. */
+	expect_zeros(2);
+	kill_server();
+	/* While there is nobody. */
+	madvise_start(&stage.call, mem_page(&stage.m, 0), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	start_server(state);
+	assert_int_equal(join_call(), 0);
+	expect_zeros(0);
+	expect_zeros(1);
+	expect_zeros(2);
+	expect_served(3);
+	kill_server();
+	close(state_fd);
+	state_fd = -1;
+}
+
+/* What a file of the state is not. */
+static void a_state_needs_a_file_that_is_long_enough(void **state)
+{
+	struct libuffd_region r;
+	uint64_t id;
+	int fd;
+
+	stage_up(state, 4, MISSING, 0);
+	r = region_of(&stage.m, memory_source());
+	r.state_fd = 1;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EINVAL);
+	r.flags |= LIBUFFD_REGION_STATE;
+	r.state_fd = -1;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EINVAL);
+	fd = memfd_create("state", MFD_CLOEXEC);
+	r.state_fd = fd;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -ERANGE);
+	assert_int_equal(ftruncate(fd, 8), 0);
+	r.state_offset = 8;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EINVAL);
+	r.state_offset = page_size();
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -ERANGE);
+	r.state_offset = 0;
+	r.reserved = 1;
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EINVAL);
+	r.reserved = 0;
+	close(fd);
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EBADF);
+	r.state_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &id), -EACCES);
+	close(r.state_fd);
+}
+
 static const struct CMUnitTest tests[] = {
 	OF_ALL(the_next_server_goes_on),
 	OF_ALL(without_another_descriptor_the_rest_reads_as_zeros),
+	OF_ENGINES(the_next_server_knows_what_was_removed, MEM_ANON),
+	OF_ENGINES(a_state_needs_a_file_that_is_long_enough, MEM_ANON),
 };
 
 KERNEL_MAIN("server-killed", tests, reserve_huge_pages, NULL)
