@@ -208,19 +208,34 @@ static long number_of(const char *name)
 	return *end ? -1 : v;
 }
 
-/* How many; they are not for children, of which there are none. */
+/* A socket, or what systemd has kept for us. */
+static int take_named(int fd, const char *name, struct why *why)
+{
+	if (!keep_is_name(name))
+		return take_passed(fd, why);
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return keep_passed(name, fd);
+}
+
+/* They are not for children, of which there are none. */
 static int take_all_passed(struct why *why)
 {
+	const char *named = getenv("LISTEN_FDNAMES");
+	char *all = strdup(named ? named : ""), *rest = all;
 	long n = number_of("LISTEN_FDS");
-	int ret = 0;
+	int ret = all ? 0 : refuse(why, -ENOMEM, "out of memory");
 
 	if (number_of("LISTEN_PID") != (long)getpid() || n < 0)
 		n = 0;
 	unsetenv("LISTEN_PID");
 	unsetenv("LISTEN_FDS");
 	unsetenv("LISTEN_FDNAMES");
-	for (long i = 0; i < n && ret == 0; i++)
-		ret = take_passed(FIRST_PASSED + (int)i, why);
+	for (long i = 0; i < n && ret == 0; i++) {
+		const char *name = strsep(&rest, ":");
+
+		ret = take_named(FIRST_PASSED + (int)i, name ? name : "", why);
+	}
+	free(all);
 	return ret;
 }
 

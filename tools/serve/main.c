@@ -128,7 +128,10 @@ static int start_server(struct serve *sv, struct why *why)
 	ended.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (ended.fd < 0 || loop_watch(&ended, EPOLLIN) < 0)
 		return refuse(why, -errno, "eventfd: %s", strerror(errno));
-	/* Its own errors are errors of the start. */
+	/* What was kept first; then its own errors, which are errors of the start. */
+	ret = keep_adopt(sv, why);
+	if (ret)
+		return ret;
 	ret = libuffd_server_start(sv->server);
 	if (ret == 0)
 		ret = -pthread_create(&runner, NULL, run, sv->server);
@@ -182,6 +185,8 @@ static int start(struct serve *sv, struct why *why)
 	ret = take_signals(why);
 	if (ret == 0)
 		ret = notify_open(why);
+	if (ret == 0)
+		ret = keep_open(&sv->o, why);
 	if (ret == 0)
 		ret = memory_open(&sv->o, &sv->memory, why);
 	if (ret == 0)
@@ -267,6 +272,7 @@ static void end(struct serve *sv)
 	stop_server(sv);
 	replay_close(sv);
 	memory_close(&sv->memory);
+	keep_close();
 	notify_close();
 	if (signals.fd >= 0)
 		close(signals.fd);

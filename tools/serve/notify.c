@@ -67,6 +67,31 @@ void notify(const char *format, ...)
 		return;
 }
 
+bool notify_is_on(void)
+{
+	return sock >= 0;
+}
+
+int notify_fds(const char *text, const int *fds, size_t n)
+{
+	union {
+		struct cmsghdr head;
+		unsigned char space[CMSG_SPACE(8 * sizeof(int))];
+	} control;
+	struct iovec iov = { (void *)(uintptr_t)text, strlen(text) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = CMSG_SPACE(n * sizeof(int)) };
+
+	memset(&control, 0, sizeof(control));
+	control.head.cmsg_level = SOL_SOCKET;
+	control.head.cmsg_type = SCM_RIGHTS;
+	control.head.cmsg_len = CMSG_LEN(n * sizeof(int));
+	memcpy(CMSG_DATA(&control.head), fds, n * sizeof(int));
+	return sendmsg(sock, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
 void notify_close(void)
 {
 	if (sock >= 0)

@@ -47,6 +47,9 @@ static const char usage[] =
 	"                          answered; then that attempt has failed (default 10)\n"
 	"\n"
 	"  --user NAME --group NAME  become this user and group when all is open\n"
+	"  --keepalive FD          hand machines to a supervisor on this socket, and go on with those that it has;\n"
+	"                            SIGTERM then leaves them to the next server (--drain 0)\n"
+	"  --keepalive systemd     the same with systemd's store for descriptors\n"
 	"  --chroot DIR            see nothing but this directory from then on; it needs an empty DIR/proc\n"
 	"\n"
 	"  --stats FILE            keep statistics there: JSON, or Prometheus text if the name ends in .prom\n"
@@ -219,6 +222,7 @@ enum {
 	USER,
 	GROUP,
 	CHROOT,
+	KEEPALIVE,
 	STATS,
 	NBD_CONNECTIONS,
 	NBD_TIMEOUT,
@@ -248,6 +252,7 @@ static const struct option longs[] = {
 	{ "user", required_argument, NULL, USER },
 	{ "group", required_argument, NULL, GROUP },
 	{ "chroot", required_argument, NULL, CHROOT },
+	{ "keepalive", required_argument, NULL, KEEPALIVE },
 	{ "stats", required_argument, NULL, STATS },
 	{ "nbd-connections", required_argument, NULL, NBD_CONNECTIONS },
 	{ "nbd-timeout", required_argument, NULL, NBD_TIMEOUT },
@@ -308,6 +313,9 @@ static int take(struct options *o, int option, const char *value)
 	case CHROOT:
 		o->chroot = value;
 		return 0;
+	case KEEPALIVE:
+		o->keepalive = value;
+		return 0;
 	case STATS:
 		o->stats = value;
 		return 0;
@@ -345,7 +353,7 @@ int options_parse(int argc, char **argv, struct options *o, int *status)
 	o->handshake_ns = UINT64_C(5000000000);
 	o->nbd_connections = 4;
 	o->nbd_timeout_ns = UINT64_C(10000000000);
-	o->drain_ns = UINT64_C(60000000000);
+	o->drain_ns = UINT64_MAX;
 	while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		if (option == HELP) {
 			fputs(usage, stdout);
@@ -362,6 +370,8 @@ int options_parse(int argc, char **argv, struct options *o, int *status)
 		fprintf(stderr, "uffd-serve: %s: no such argument\n", argv[optind]);
 		return end_with(EXIT_USAGE, status);
 	}
+	if (o->drain_ns == UINT64_MAX)
+		o->drain_ns = o->keepalive ? 0 : UINT64_C(60000000000);
 	if (!o->memory) {
 		fputs("uffd-serve: --memory is wanted\n", stderr);
 		return end_with(EXIT_USAGE, status);

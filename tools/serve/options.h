@@ -12,7 +12,7 @@ enum on_error { ON_ERROR_POISON, ON_ERROR_KILL, ON_ERROR_FAIL };
 enum { EXIT_SERVED, EXIT_TROUBLE, EXIT_USAGE };
 
 struct options {
-	const char *socket, *memory, *record, *replay, *stats, *user, *group, *chroot;
+	const char *socket, *memory, *record, *replay, *stats, *user, *group, *chroot, *keepalive;
 	mode_t socket_mode; /* (mode_t)-1: as the umask has it */
 	enum on_error on_error;
 	uint32_t engine, threads, depth, retries;

@@ -78,6 +78,14 @@ int peer_of(int sock, struct peer *peer)
 	return peer->pidfd == -ESRCH ? -ESRCH : 0;
 }
 
+void peer_named(struct peer *peer, pid_t pid, uid_t uid)
+{
+	peer->pid = pid;
+	peer->uid = uid;
+	if (pid > 0)
+		find_name(peer);
+}
+
 int peer_copy(const struct peer *from, struct peer *to)
 {
 	*to = *from;

@@ -14,6 +14,8 @@ struct peer {
 
 /* -ESRCH: it has exited already. Other errors leave a peer without a pidfd. */
 int peer_of(int sock, struct peer *peer);
+/* One that is known by its pidfd already, and who it was. */
+void peer_named(struct peer *peer, pid_t pid, uid_t uid);
 /* Another of the same. */
 int peer_copy(const struct peer *from, struct peer *to);
 void peer_close(struct peer *peer);

@@ -12,6 +12,7 @@
  *   order.c    the file of a record                replay.c   recording one machine, replaying to the others
  *   stats.c    figures                             report.c   where these are asked for
  *   notify.c   telling systemd                     jail.c     giving up rights
+ *   keep.c     what outlives us
  *
  * Two kinds of threads: those of the library answer faults, and need nobody else for it, but for one that speaks to an NBD
  * server (nbd.c) if the bytes come from there; the main one does all the rest, and nothing here is seen by any other (but
@@ -45,9 +46,11 @@ struct vm_region {
 	struct wire_region wire;
 	uint64_t id; /* the server's */
 	bool complete;
+	uint64_t state;		   /* where in the machine's file of states */
 	struct libuffd_stats last; /* once it is complete: then the server forgets it */
 };
 
+#define KEEP_NAME 64  /* bytes of the name that a supervisor has for a machine */
 #define VM_STRANGE 16 /* addresses of no region that wait for poison */
 
 struct vm {
@@ -69,6 +72,8 @@ struct vm {
 	uint64_t strange[VM_STRANGE];
 	size_t strangers;
 	struct libuffd_stats last; /* when they were last looked at */
+	int state_fd;		   /* keep.c: what outlives us; or -1 */
+	char kept[KEEP_NAME];	   /* under which name; "": by nobody */
 };
 
 struct conn;
@@ -100,6 +105,9 @@ struct serve {
 
 /* ---- vm.c --------------------------------------------------------------------------------------- */
 
+/* Another server served it. After an error vm_reject() it. */
+int vm_take_over(struct serve *sv, struct vm *vm, const struct wire_layout *layout,
+		 struct why *why);
 /* A userfaultfd came; it is the machine's from now on. NULL: out of memory, and @fd is still the caller's. */
 struct vm *vm_new(struct serve *sv, const struct peer *peer, uint64_t conn, int fd);
 /* Serve it. After an error vm_reject() it. */
@@ -200,9 +208,29 @@ void report_close(struct serve *sv);
 
 int notify_open(struct why *why);
 __attribute__((format(printf, 1, 2))) void notify(const char *format, ...);
+bool notify_is_on(void);
+/* With descriptors. -errno. */
+int notify_fds(const char *text, const int *fds, size_t n);
 /* How often systemd wants to hear of us, in ns; 0: not at all. */
 uint64_t notify_watchdog(void);
 void notify_close(void);
+
+/* ---- keep.c ------------------------------------------------------------------------------------- */
+
+int keep_open(const struct options *o, struct why *why);
+/* There is a supervisor, and what he was told to keep outlives us. */
+bool keep_on(void);
+/* systemd has passed it, under a name of ours. */
+bool keep_is_name(const char *name);
+int keep_passed(const char *name, int fd);
+/* Go on with all that was kept. The server has not been started: see state_fd in <uffd/server.h>. */
+int keep_adopt(struct serve *sv, struct why *why);
+/* A machine is about to be served, as this. */
+int keep_begin(const struct serve *sv, struct vm *vm, const struct wire_layout *l, struct why *why);
+/* Another server has supplied all of it. */
+bool keep_is_complete(const struct vm *vm, const struct vm_region *r);
+void keep_drop(struct vm *vm);
+void keep_close(void);
 
 /* ---- jail.c ------------------------------------------------------------------------------------- */
 

@@ -92,6 +92,9 @@ static void vm_free(struct serve *sv, struct vm *vm)
 	*at = vm->next;
 	detach(sv, vm);
 	unwatch(vm);
+	keep_drop(vm);
+	if (vm->state_fd >= 0)
+		close(vm->state_fd);
 	peer_close(&vm->peer);
 	libuffd_close(vm->u);
 	if (vm->fd >= 0)
@@ -180,7 +183,8 @@ void vm_reject(struct serve *sv, struct vm *vm, const char *why)
 	sv->refused_ever++;
 	take_up(vm);
 	give_up(sv, vm);
-	if (sv->o.on_error == ON_ERROR_KILL)
+	/* What was kept stays so: another server, with another file perhaps, may do better. */
+	if (sv->o.on_error == ON_ERROR_KILL || *vm->kept)
 		return;
 	/* Whoever holds it himself waits without us. */
 	if (memory_is_gone(vm) || peer_holds(&vm->peer, vm_fd(vm)) == 1)
@@ -200,6 +204,7 @@ struct vm *vm_new(struct serve *sv, const struct peer *peer, uint64_t conn, int 
 	vm->conn = conn;
 	vm->began = now_ns();
 	vm->fd = fd;
+	vm->state_fd = -1;
 	/* Without a pidfd its end is noticed by its memory's. */
 	if (peer_copy(peer, &vm->peer) < 0)
 		vm->peer.pidfd = -1;
@@ -251,6 +256,11 @@ static int add_region(struct serve *sv, struct vm *vm, size_t nth, struct why *w
 	r.start = w->start;
 	r.len = w->len;
 	r.page_size = w->page_size;
+	if (vm->state_fd >= 0) {
+		r.flags |= LIBUFFD_REGION_STATE;
+		r.state_fd = vm->state_fd;
+		r.state_offset = vm->region[nth].state;
+	}
 	r.offset = w->offset;
 	r.source = sv->memory.source;
 	r.on_error = sv->o.on_error == ON_ERROR_POISON ? LIBUFFD_ON_ERROR_POISON
@@ -297,9 +307,29 @@ static int attach(struct serve *sv, struct vm *vm, struct why *why)
 	return ret ? refuse(why, ret, "its userfaultfd cannot be served: %s", strerror(-ret)) : 0;
 }
 
-int vm_serve(struct serve *sv, struct vm *vm, const struct wire_layout *layout, struct why *why)
+static int add_regions(struct serve *sv, struct vm *vm, const struct wire_layout *layout,
+		       struct why *why)
+{
+	int ret = attach(sv, vm, why);
+
+	for (; vm->regions < layout->n && ret == 0; vm->regions++) {
+		vm->region[vm->regions].wire = layout->region[vm->regions];
+		ret = add_region(sv, vm, vm->regions, why);
+	}
+	return ret;
+}
+
+static uint64_t len_of(const struct wire_layout *layout)
 {
 	uint64_t len = 0;
+
+	for (size_t i = 0; i < layout->n; i++)
+		len += layout->region[i].len;
+	return len;
+}
+
+int vm_serve(struct serve *sv, struct vm *vm, const struct wire_layout *layout, struct why *why)
+{
 	int ret = adopt(vm, why);
 
 	if (ret)
@@ -307,21 +337,56 @@ int vm_serve(struct serve *sv, struct vm *vm, const struct wire_layout *layout, 
 	vm->region = calloc(layout->n, sizeof(*vm->region));
 	if (!vm->region)
 		return refuse(why, -ENOMEM, "out of memory");
-	ret = attach(sv, vm, why);
-	for (; vm->regions < layout->n && ret == 0; vm->regions++) {
-		vm->region[vm->regions].wire = layout->region[vm->regions];
-		len += layout->region[vm->regions].len;
-		ret = add_region(sv, vm, vm->regions, why);
-	}
-	if (ret)
+	ret = keep_begin(sv, vm, layout, why);
+	if (ret == 0)
+		ret = add_regions(sv, vm, layout, why);
+	if (ret) {
+		keep_drop(vm);
 		return ret;
+	}
 	replay_begin(sv, vm);
 	if (sv->draining)
 		vm_fill(sv, vm, 0);
 	else if (sv->o.fill)
 		vm_fill(sv, vm, sv->o.fill_rate);
 	say("served", &vm->peer, vm->id, "served: %zu region%s, %.1f MiB", vm->regions,
-	    vm->regions == 1 ? "" : "s", (double)len / 1048576);
+	    vm->regions == 1 ? "" : "s", (double)len_of(layout) / 1048576);
+	return 0;
+}
+
+/* Nobody's any more, or about to be when the other server ended. */
+static void leave_complete(struct vm *vm, struct vm_region *r)
+{
+	libuffd_unregister(vm->u, r->wire.start, r->wire.len);
+	r->complete = true;
+	r->last.pages = r->last.pages_present = r->wire.len / r->wire.page_size;
+	vm->complete++;
+}
+
+int vm_take_over(struct serve *sv, struct vm *vm, const struct wire_layout *layout, struct why *why)
+{
+	int ret = adopt(vm, why);
+
+	if (ret == 0)
+		ret = attach(sv, vm, why);
+	for (; vm->regions < layout->n && ret == 0; vm->regions++) {
+		struct vm_region *r = &vm->region[vm->regions];
+
+		r->wire = layout->region[vm->regions];
+		if (keep_is_complete(vm, r))
+			leave_complete(vm, r);
+		else
+			ret = add_region(sv, vm, vm->regions, why);
+	}
+	if (ret)
+		return ret;
+	if (vm->complete == vm->regions)
+		vm->state = VM_COMPLETE;
+	else if (sv->o.fill)
+		vm_fill(sv, vm, sv->o.fill_rate);
+	say("adopted", &vm->peer, vm->id, "served on: %zu region%s, %.1f MiB, %zu complete",
+	    vm->regions, vm->regions == 1 ? "" : "s", (double)len_of(layout) / 1048576,
+	    vm->complete);
 	return 0;
 }
 
@@ -337,11 +402,15 @@ void vm_fill(struct serve *sv, struct vm *vm, uint64_t rate)
 	for (size_t i = 0; i < vm->regions; i++) {
 		int one;
 
+		if (vm->region[i].complete)
+			continue;
 		if (rate)
 			opts.rate = 1 + (uint64_t)((double)rate *
 						   ((double)vm->region[i].wire.len / all));
 		one = libuffd_server_fill(sv->server, vm->region[i].id, &opts);
-		ret = ret ? ret : one;
+		/* It has come to be complete, and that is yet to be heard. */
+		if (one != -ENOENT && !ret)
+			ret = one;
 	}
 	if (ret)
 		say("error", &vm->peer, vm->id, "the rest of its memory is not fetched ahead: %s",
@@ -677,6 +746,13 @@ static void let_down(struct serve *sv, struct vm *vm)
 	    "left, and can be neither killed nor poisoned: pages that it lacks may read as zeros");
 }
 
+/* Somebody has its descriptor, and another server will come. */
+static void leave_kept(struct vm *vm)
+{
+	say("left", &vm->peer, vm->id, "left to the next server");
+	*vm->kept = '\0';
+}
+
 void vm_leave_all(struct serve *sv)
 {
 	while (sv->vms) {
@@ -686,6 +762,8 @@ void vm_leave_all(struct serve *sv)
 		replay_end(sv, vm);
 		if (vm->state == VM_COMPLETE)
 			unregister(vm);
+		else if (*vm->kept && keep_on() && (!vm->u || !memory_is_gone(vm)))
+			leave_kept(vm);
 		else if (!vm->u || !memory_is_gone(vm))
 			let_down(sv, vm);
 		vm_free(sv, vm);

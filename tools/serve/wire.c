@@ -106,14 +106,14 @@ static int page_size(struct json_object *of, size_t nth, uint64_t system_page, u
 		return refuse(why, -EINVAL,
 			      "region %zu: page_size is %" PRIu64 ", but page_size_kib %" PRIu64,
 			      nth, *page, kib);
-	if (*page < system_page || *page & (*page - 1))
-		return refuse(why, -EINVAL, "region %zu: there are no pages of %" PRIu64 " bytes",
-			      nth, *page);
 	return 0;
 }
 
-static int check(const struct wire_region *r, size_t nth, struct why *why)
+static int check(const struct wire_region *r, size_t nth, uint64_t system_page, struct why *why)
 {
+	if (r->page_size < system_page || r->page_size & (r->page_size - 1))
+		return refuse(why, -EINVAL, "region %zu: there are no pages of %" PRIu64 " bytes",
+			      nth, r->page_size);
 	if (!r->len)
 		return refuse(why, -EINVAL, "region %zu is empty", nth);
 	if ((r->start | r->len | r->offset) & (r->page_size - 1))
@@ -147,7 +147,7 @@ static int parse_region(struct json_object *o, size_t nth, uint64_t system_page,
 		ret = must(o, nth, "offset", &r->offset, why);
 	if (ret >= 0)
 		ret = page_size(o, nth, system_page, &r->page_size, why);
-	return ret < 0 ? ret : check(r, nth, why);
+	return ret < 0 ? ret : 0;
 }
 
 static int by_start(const void *a, const void *b)
@@ -167,6 +167,15 @@ static int check_overlap(struct wire_layout *l, struct why *why)
 	return 0;
 }
 
+int wire_check(struct wire_layout *l, uint64_t system_page, struct why *why)
+{
+	int ret = 0;
+
+	for (size_t i = 0; i < l->n && ret == 0; i++)
+		ret = check(&l->region[i], i, system_page, why);
+	return ret ? ret : check_overlap(l, why);
+}
+
 static int parse_array(struct json_object *array, uint64_t system_page, struct wire_layout *out,
 		       struct why *why)
 {
@@ -181,7 +190,7 @@ static int parse_array(struct json_object *array, uint64_t system_page, struct w
 	for (; out->n < n && ret == 0; out->n++)
 		ret = parse_region(json_object_array_get_idx(array, out->n), out->n, system_page,
 				   &out->region[out->n], why);
-	return ret ? ret : check_overlap(out, why);
+	return ret ? ret : wire_check(out, system_page, why);
 }
 
 int wire_parse(const char *text, size_t len, uint64_t system_page, struct wire_layout *out,

@@ -56,6 +56,8 @@ int wire_scan(struct wire_scan *scan, const char *text, size_t len, size_t *used
  */
 int wire_parse(const char *text, size_t len, uint64_t system_page, struct wire_layout *out,
 	       struct why *why);
+/* Regions of another origin, to the same end. */
+int wire_check(struct wire_layout *layout, uint64_t system_page, struct why *why);
 void wire_free(struct wire_layout *layout);
 
 #endif
