@@ -215,6 +215,15 @@ int libuffd_continue(const struct libuffd *u, uint64_t dst, size_t len, uint64_t
 	return any_answer(len, done);
 }
 
+int libuffd_poison(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags, size_t *done)
+{
+	(void)u;
+	(void)dst;
+	(void)flags;
+	require(len != 0);
+	return any_answer(len, done);
+}
+
 int libuffd_move(const struct libuffd *u, uint64_t dst, uint64_t src, size_t len, uint64_t flags,
 		 size_t *done)
 {
