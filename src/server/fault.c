@@ -82,6 +82,12 @@ static struct srv_fetch *take_deferred(struct srv_port *port)
 	return f;
 }
 
+/* A page of the file that is not known, and is there: nobody but its users, or an answer to one of them, put it there. */
+static bool is_right_as_it_is(const struct srv_space *sp, const struct srv_region *r)
+{
+	return r->source && !srv_uses_alias(sp, r);
+}
+
 /* Whether a fault at the address would still be answered as this fetch without pages would. */
 static bool still_holds(struct srv_fetch *f)
 {
@@ -102,7 +108,8 @@ static bool still_holds(struct srv_fetch *f)
 				      seg->first + ((f->address - seg->start) >> seg->page_shift));
 		/* A page that came here meanwhile may be poisoned, which zeros would take back. */
 		holds = state == SRV_REMOVED ||
-			(state == SRV_PRESENT && (minor || f->first == sp->moves));
+			(state == SRV_PRESENT && (minor || f->first == sp->moves)) ||
+			(state == SRV_ABSENT && minor && is_right_as_it_is(sp, seg->pages->region));
 		flags = seg->pages->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	} else if (!seg && !minor) {
 		/* The same of what mremap adds. */
@@ -493,8 +500,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 			v->nothing = true;
 			break;
 		}
-		if (minor && p->region->source && !srv_uses_alias(port->space, p->region)) {
-			/* Nobody but its users has put it into the file, or an answer to one of them. */
+		if (minor && is_right_as_it_is(port->space, p->region)) {
 			v->bare = LIBUFFD_ANSWER_CONTINUE;
 			break;
 		}

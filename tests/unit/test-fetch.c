@@ -588,6 +588,41 @@ static void without_events_nothing_puts_that_off(void **state)
 	up(1, 0);
 }
 
+/* ---- What is in the file already --------------------------------------------------------------------- */
+
+/* It is not let go and asked for again at each try. */
+static void what_a_file_has_waits_while_the_layout_changes(void **state)
+{
+	unsigned int file;
+	struct libuffd_region r;
+	struct fk_thread *t;
+
+	(void)state;
+	up(4, LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_MINOR_SHMEM);
+	file = fk_file();
+	r = region(0, 1, w.custom);
+	w.mm->page[0].file = (uint8_t)file;
+	r.modes = LIBUFFD_MODE_MISSING | LIBUFFD_MODE_MINOR;
+	r.alias = fk.file[file - 1].at;
+	assert_int_equal(libuffd_server_add_region(w.s, &r, &w.region), 0);
+	fk_write_file(&fk.file[file - 1], 0);
+	w.mm->changing = 1;
+	t = touch(0, 0);
+	settle();
+	for (unsigned int i = 0; i < 5; i++) {
+		fk.now += 10000000;
+		settle();
+		assert_int_equal(t->state, FK_WAITS);
+	}
+	assert_int_equal(stats(w.region).deferred, 1);
+	assert_true(stats(w.region).retries >= 5);
+	w.mm->changing = 0;
+	fk.now += 10000000;
+	settle();
+	expect_served(t);
+	assert_int_equal(w.requests, 0);
+}
+
 static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(a_fault_overtakes_a_fill_that_is_never_answered, down),
 	cmocka_unit_test_teardown(faults_wait_for_faults_only, down),
@@ -602,6 +637,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test_teardown(a_region_whose_rest_is_removed_is_unregistered, down),
 	cmocka_unit_test_teardown(a_layout_that_changes_meanwhile_puts_that_off, down),
 	cmocka_unit_test_teardown(without_events_nothing_puts_that_off, down),
+	cmocka_unit_test_teardown(what_a_file_has_waits_while_the_layout_changes, down),
 };
 
 int main(void)
