@@ -755,10 +755,13 @@ static int prepare(struct srv_engine *e)
 	e->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (e->timer.fd < 0)
 		return -errno;
-	if (e->defer)
-		e->ready = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (e->defer && e->ready < 0)
+	e->ready = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (e->ready < 0)
 		return -errno;
+	/* A plain ring now, and muted: kernels up to 5.17 do it only when nothing is under way. */
+	if (!e->defer)
+		e->signals = !io_uring_cq_eventfd_toggle(&e->ring, false) &&
+			     !io_uring_register_eventfd(&e->ring, e->ready);
 	e->kick.msgs = e->timer.msgs = &e->count;
 	err = leash(&e->ring, &e->leash);
 	if (err)
@@ -894,9 +897,9 @@ static void uring_destroy(struct srv_engine *e)
 static int uring_fd(struct srv_engine *e)
 {
 	/* Before the first alarm() the ring does not write to it: whoever waits has a turn to make. */
-	if (e->ready >= 0 && !atomic_load(&e->outside))
+	if (!atomic_load(&e->outside))
 		notify(e->ready);
-	return e->ready >= 0 ? e->ready : e->ring.ring_fd;
+	return e->ready;
 }
 
 /* One deferred completion, and whether the eventfd @ready was set off by it: 1, 0 or -errno. */
@@ -998,7 +1001,8 @@ static int stop_deferring(struct srv_engine *e)
 /*
  * Who sleeps in poll(2) on a ring that defers is not woken by deferred work, only who comes to it later
  * sees that. An eventfd of the ring is written to, once for each time that there begins to be some; so it
- * is what others wait for. It is muted while turn() runs.
+ * is what others wait for, of every ring: it can be written to from any thread, too. It is muted while
+ * turn() runs.
  */
 static void go_outside(struct srv_engine *e)
 {
@@ -1006,7 +1010,8 @@ static void go_outside(struct srv_engine *e)
 
 	if (e->defer && !deferred_work_is_told())
 		err = stop_deferring(e);
-	e->signals = !err && !io_uring_register_eventfd(&e->ring, e->ready);
+	if (!e->signals)
+		e->signals = !err && !io_uring_register_eventfd(&e->ring, e->ready);
 	atomic_store(&e->outside, true);
 }
 
@@ -1024,7 +1029,6 @@ static void from_outside(struct srv_engine *e)
 static void uring_alarm(struct srv_engine *e, uint64_t at_ns)
 {
 	struct itimerspec at = { 0 };
-	struct io_uring_sqe *sqe;
 
 	clear_alarm(e);
 	if (at_ns != UINT64_MAX) {
@@ -1034,19 +1038,10 @@ static void uring_alarm(struct srv_engine *e, uint64_t at_ns)
 		at.it_value.tv_nsec = (long)(at_ns % 1000000000);
 		e->alarmed = !timerfd_settime(e->timer.fd, TFD_TIMER_ABSTIME, &at, NULL);
 	}
-	if (e->ready >= 0 && !e->signals)
+	if (!e->signals || !atomic_load_explicit(&e->outside, memory_order_relaxed))
 		go_outside(e);
 	hand_over(e, false);
-	if (e->ready >= 0) {
-		from_outside(e);
-		return;
-	}
-	/* What unwatch() reaped does not make the ring readable any more. */
-	if (kept(e) && (sqe = get_sqe(e))) {
-		io_uring_prep_nop(sqe);
-		io_uring_sqe_set_data64(sqe, TAG_NONE);
-	}
-	submit(e);
+	from_outside(e);
 }
 
 static void uring_kick(struct srv_engine *e)

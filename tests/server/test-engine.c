@@ -897,6 +897,25 @@ static void the_descriptor_tells_of_a_kick(void **state)
 	down(&b);
 }
 
+/* Without an alarm before: the turns did not leave anything ready for who waits. */
+static void the_descriptor_tells_at_once_who_comes_late(void **state)
+{
+	struct bench b = up(state);
+
+	b.ops->kick(b.e);
+	wait_readable(b.ops->fd(b.e));
+	/* The turn ends with the kick, whose watch is armed in the next one. */
+	assert_int_equal(turn(&b, -1), 0);
+	b.ops->kick(b.e);
+	wait_readable(b.ops->fd(b.e));
+	assert_int_equal(turn(&b, 0), 0);
+	b.ops->alarm(b.e, UINT64_MAX);
+	assert_int_equal(turn(&b, 0), 0);
+	b.ops->alarm(b.e, UINT64_MAX);
+	assert_false(readable_now(b.ops->fd(b.e)));
+	down(&b);
+}
+
 static void the_descriptor_tells_of_an_alarm(void **state)
 {
 	struct bench b = up(state);
@@ -1463,6 +1482,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(the_descriptor_tells_of_a_later_message),
 	OF_EVERY_ENGINE(an_alarm_takes_no_message),
 	OF_EVERY_ENGINE(the_descriptor_tells_of_a_kick),
+	OF_EVERY_ENGINE(the_descriptor_tells_at_once_who_comes_late),
 	OF_EVERY_ENGINE(the_descriptor_tells_of_an_alarm),
 	OF_EVERY_ENGINE(an_alarm_can_be_taken_back),
 	OF_EVERY_ENGINE(an_alarm_does_not_end_a_turn),
