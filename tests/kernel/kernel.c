@@ -615,9 +615,58 @@ static void tap_end(pid_t filter)
  */
 #define WATCHDOG_SECONDS 300
 
+static struct {
+	const struct CMUnitTest *tests;
+	size_t n;
+	const char *running;
+} cases;
+
+/* In front of each case's own setup: what hangs can be named. */
+static int announce(void **state)
+{
+	const struct CMUnitTest *own = *state;
+
+	if (own < cases.tests || own >= cases.tests + cases.n)
+		return 0;
+	cases.running = own->name;
+	*state = own->initial_state;
+	return own->setup_func ? own->setup_func(state) : 0;
+}
+
+static struct CMUnitTest *announced(const struct CMUnitTest *tests, size_t n)
+{
+	struct CMUnitTest *out = calloc(n, sizeof(*out));
+
+	cases.tests = tests;
+	cases.n = n;
+	for (size_t i = 0; out && i < n; i++) {
+		out[i] = tests[i];
+		out[i].setup_func = announce;
+		out[i].initial_state = (void *)&tests[i];
+	}
+	return out;
+}
+
+static void say(const char *text)
+{
+	if (write(STDOUT_FILENO, text, strlen(text)) < 0)
+		return;
+}
+
+static void hung(int sig)
+{
+	say("\n# hung: ");
+	say(cases.running ? cases.running : "no case");
+	say("\n");
+	/* Blocked until this returns. */
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
 int run_kernel_tests(int argc, char **argv, const char *name, const struct CMUnitTest *tests,
 		     size_t n, CMFixtureFunction setup, CMFixtureFunction teardown)
 {
+	struct CMUnitTest *own;
 	pid_t filter;
 	int failed;
 
@@ -629,14 +678,18 @@ int run_kernel_tests(int argc, char **argv, const char *name, const struct CMUni
 	if (argc == 2)
 		cmocka_set_test_filter(argv[1]);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	filter = tap_begin();
+	own = announced(tests, n);
+	filter = own ? tap_begin() : -1;
 	if (filter < 0) {
 		printf("Bail out! no process for the output: %s\n", strerror(errno));
+		free(own);
 		return 1;
 	}
+	signal(SIGALRM, hung);
 	alarm(WATCHDOG_SECONDS);
 	cmocka_set_message_output(CM_OUTPUT_TAP);
-	failed = _cmocka_run_group_tests(name, tests, n, setup, teardown);
+	failed = _cmocka_run_group_tests(name, own, n, setup, teardown);
+	free(own);
 	huge_restore();
 	tap_end(filter);
 	return failed ? 1 : 0;
