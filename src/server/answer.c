@@ -107,21 +107,21 @@ void srv_fetch_abandon(struct srv_fetch *f, bool wake)
  * Bytes that were read into a buffer of ours need not be copied once more: it is moved, if it is a huge
  * page. What does not take pages (shared memory, huge pages of hugetlb, a page that is pinned)
  * takes a copy; what was moved is gone from the buffer, and counted in *@done.
+ *
+ * EINVAL is said of another process, which holds for good, and of a mapping that is locked or has other permissions
+ * than the buffer's, or two of them, which may be so for this range and for now only. It comes before anything is
+ * touched, and beside a copy of a huge page costs nothing: so it is tried each time. A child is always another process.
  */
 static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data, size_t *done)
 {
-	struct srv_space *sp = f->port->space;
-	int ret;
+	const struct srv_space *sp = f->port->space;
 
 	if (f->answer != LIBUFFD_ANSWER_COPY || f->flags || data != f->buf || !f->buf_len ||
 	    f->loop->pool.small_pages || len != SRV_MOVE_LEN ||
 	    (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
-	    !atomic_load_explicit(&sp->movable, memory_order_relaxed))
+	    !(sp->features & LIBUFFD_FEATURE_MOVE) || sp->owned)
 		return -EINVAL;
-	ret = libuffd_move(sp->u, address, (uintptr_t)data, (size_t)len, 0, done);
-	if (ret == -EINVAL)
-		atomic_store_explicit(&sp->movable, false, memory_order_relaxed);
-	return ret;
+	return libuffd_move(sp->u, address, (uintptr_t)data, (size_t)len, 0, done);
 }
 
 /*

@@ -92,8 +92,6 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 	if (cfg->flags & LIBUFFD_SPACE_POISON)
 		sp->features |= LIBUFFD_FEATURE_POISON;
 	sp->ordered = sp->features & LAYOUT_EVENTS;
-	/* Pages can be moved within one address space only; if it is another the kernel will say so. */
-	atomic_init(&sp->movable, sp->features & LIBUFFD_FEATURE_MOVE);
 	sp->page_size = s->page_size;
 	sp->exit.fd = -1;
 	sp->exit.readable = process_exited;

@@ -562,10 +562,9 @@ struct srv_space {
 	atomic_uint refs;
 	struct libuffd_server *server;
 	struct libuffd *u;
-	bool owned;	     /* a child's: closed with the space */
-	atomic_bool movable; /* pages of ours may be moved there, as far as is known */
-	bool ordered;	     /* has events of the layout, and so one port */
-	atomic_bool dead;    /* exited, failed or detached */
+	bool owned;	  /* a child's: closed with the space */
+	bool ordered;	  /* has events of the layout, and so one port */
+	atomic_bool dead; /* exited, failed or detached */
 	struct libuffd_space_opts cfg;
 	pthread_mutex_t lock;
 	struct srv_map map;

@@ -1020,6 +1020,33 @@ static void a_fill_moves_huge_pages(void **state)
 		assert_int_equal(moved, 2 * HUGE);
 }
 
+/* To what is not written to nothing can be moved; that says nothing of the rest. */
+static void a_fill_moves_beside_what_it_has_to_copy(void **state)
+{
+	bool to_be_had = thp_size() == HUGE && a_huge_page_is_to_be_had();
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
+	struct libuffd_region r;
+	struct mem part;
+	uint64_t region;
+	size_t moved;
+
+	stage_up(state, 3 * HUGE / page_size(), MISSING, LIBUFFD_FEATURE_MOVE);
+	part = stage.m;
+	part.addr += -(uintptr_t)part.addr & (HUGE - 1);
+	part.start = (uintptr_t)part.addr;
+	part.len = 2 * HUGE;
+	assert_int_equal(mprotect(part.addr, HUGE, PROT_READ), 0);
+	r = region_of(&part, source_of_fd(file_of(part.len, false)));
+	region = add_region(&r);
+	fill.chunk = HUGE;
+	assert_int_equal(libuffd_server_fill(stage.s, region, &fill), 0);
+	assert_int_equal(libuffd_server_drain(stage.s, -1), 0);
+	moved = thp_mapped(part.addr + HUGE);
+	expect_bytes(part.addr, stage.data, part.len);
+	if (to_be_had && a_huge_page_is_to_be_had())
+		assert_int_equal(moved, HUGE);
+}
+
 static void a_fill_at_a_rate_comes_to_its_end(void **state)
 {
 	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
@@ -1668,6 +1695,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(a_fill_supplies_all_of_it_and_says_so_once),
 	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, false),
 	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, true),
+	OF_ENGINES(a_fill_moves_beside_what_it_has_to_copy, MEM_ANON),
 	OF_ALL(a_fill_at_a_rate_comes_to_its_end),
 	OF_ALL(a_complete_region_can_be_let_go),
 	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_FILE),

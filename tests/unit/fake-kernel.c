@@ -52,7 +52,7 @@ int __wrap_mincore(void *addr, size_t len, unsigned char *vec);
 int __wrap_mincore(void *addr, size_t len, unsigned char *vec)
 {
 	(void)addr;
-	memset(vec, chance(80), len / FK_PAGE);
+	memset(vec, fk.calm || chance(80), len / FK_PAGE);
 	return 0;
 }
 
@@ -886,7 +886,7 @@ static int may_move(const struct fk_mm *mm, uint64_t dst, size_t len, unsigned i
 	if (mm->changing || (!fk.calm && chance(3)))
 		return -EAGAIN;
 	if (!mm->root || !to_slots(dst, len, first, n) || !one_mapping(mm, *first, *n) ||
-	    mm->page[*first].file)
+	    mm->page[*first].file || mm->page[*first].locked)
 		return -EINVAL;
 	return 0;
 }

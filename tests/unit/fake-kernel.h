@@ -62,6 +62,7 @@ struct fk_page {
 	uint8_t content;	       /* enum fk_content; of a file: in the page table */
 	bool missing, minor, minds_wp; /* registered for these */
 	bool wp;		       /* protected; of a file also when it is absent */
+	bool locked;		       /* by mlock() */
 	uint8_t busy;		       /* a system call is changing it: 1 + its mutator */
 	uint8_t file;		       /* 1 + index; 0: private memory */
 	uint8_t file_page;

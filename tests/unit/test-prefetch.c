@@ -1112,7 +1112,7 @@ static void a_fill_that_nobody_tells_how_does_not_hold_up_faults(void **state)
 	server_new();
 	r = add_region(2, 0, 1024 * copied, SHIFT);
 	expect_chunk(copied, 8);
-	w.space[1].movable = true;
+	w.space[1].features |= LIBUFFD_FEATURE_MOVE;
 	expect_chunk(copied, 8);
 	r->cfg.flags = LIBUFFD_REGION_WP;
 	expect_chunk(copied, 8);

@@ -1095,6 +1095,7 @@ static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, boo
 static void map_and_add(struct fk_mm *mm)
 {
 	unsigned int n = 1 + (unsigned int)rnd(16);
+	bool locked;
 	int at;
 
 	/* So that some of it can be moved in one piece. */
@@ -1104,8 +1105,11 @@ static void map_and_add(struct fk_mm *mm)
 	if (at < 0 || m.nregions >= REGIONS)
 		return;
 	mm->last_vma++;
-	for (unsigned int i = 0; i < n; i++)
+	locked = chance(20);
+	for (unsigned int i = 0; i < n; i++) {
 		mm->page[(unsigned int)at + i].vma = mm->last_vma;
+		mm->page[(unsigned int)at + i].locked = locked;
+	}
 	add_region(mm, (unsigned int)at, n, true);
 }
 
@@ -2414,6 +2418,42 @@ static void zeros_that_come_late_take_no_poison_back(void **unused)
 	end_calm();
 }
 
+/* One part of the memory is locked: that is said of this part alone. */
+static void a_refused_move_stops_no_other(void **unused)
+{
+	struct fk_mm *mm = begin_calm("stops_no_other");
+	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct region *r = &m.region[m.nregions];
+
+	(void)unused;
+	mm->features |= LIBUFFD_FEATURE_MOVE;
+	m.s->spaces->features |= LIBUFFD_FEATURE_MOVE;
+	mm->last_vma++;
+	for (unsigned int i = 0; i < 2 * MOVED_PAGES; i++) {
+		mm->page[32 + i].vma = mm->last_vma;
+		mm->page[32 + i].locked = i < MOVED_PAGES;
+	}
+	cfg.space = mm->space;
+	cfg.start = fk_address(32);
+	cfg.len = 2 * SRV_MOVE_LEN;
+	cfg.source = m.source[FILES];
+	cfg.offset = 32 * FK_PAGE;
+	cfg.flags = LIBUFFD_REGION_REGISTER;
+	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
+	r->source = FILES;
+	r->n = 2 * MOVED_PAGES;
+	r->from = 32;
+	set_law(mm, 32, r->n, m.nregions++);
+	fill.chunk = SRV_MOVE_LEN;
+	must(libuffd_server_fill(m.s, r->id, &fill) == 0, "no fill");
+	pass_time();
+	must(fk.not_moved && fk.moved == MOVED_PAGES, "%llu moves refused, %llu pages moved",
+	     (unsigned long long)fk.not_moved, (unsigned long long)fk.moved);
+	sees_all(mm, 32, r->n);
+	end_calm();
+}
+
 static unsigned int number(const char *text)
 {
 	return (unsigned int)strtoul(text, NULL, 0);
@@ -2441,6 +2481,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(moves_after_the_fork_take_no_room_from_those_before),
 		cmocka_unit_test(a_child_of_a_parent_that_does_not_move_keeps_nothing),
 		cmocka_unit_test(zeros_that_come_late_take_no_poison_back),
+		cmocka_unit_test(a_refused_move_stops_no_other),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
