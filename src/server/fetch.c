@@ -401,6 +401,18 @@ static bool take_in(struct srv_fetch *f, void *came)
 	return true;
 }
 
+/*
+ * All of it is zeros, and no bytes are needed: the kernel has a page of them that costs nothing. A mapping of the page
+ * cache gets its zeros there; f->data stays NULL.
+ */
+static void answer_zeros(struct srv_fetch *f)
+{
+	if (f->answer == LIBUFFD_ANSWER_COPY)
+		f->answer = LIBUFFD_ANSWER_ZERO;
+	f->extent.len = 0;
+	srv_answer(f);
+}
+
 static void arrived(struct srv_loop *loop, struct srv_post *post)
 {
 	struct srv_fetch *f = (void *)((char *)post - offsetof(struct srv_fetch, post));
@@ -419,6 +431,9 @@ static void arrived(struct srv_loop *loop, struct srv_post *post)
 		f->answer = LIBUFFD_ANSWER_POISON;
 		f->flags = 0;
 		srv_answer(f);
+	} else if (!came && !f->buf && f->extent.len == srv_fetch_len(f)) {
+		slot_give(f);
+		answer_zeros(f);
 	} else if (!take_in(f, came)) {
 		srv_failed(f, -ENOMEM);
 	} else {
@@ -611,11 +626,7 @@ void srv_fetch_begin(struct srv_fetch *f)
 		f->extent.len = 0;
 		srv_answer(f);
 	} else if (whole && f->extent.have == SRV_HAVE_ZERO) {
-		/* A mapping of the page cache gets its zeros there; f->data stays NULL. */
-		if (f->answer == LIBUFFD_ANSWER_COPY)
-			f->answer = LIBUFFD_ANSWER_ZERO;
-		f->extent.len = 0;
-		srv_answer(f);
+		answer_zeros(f);
 	} else {
 		begin_reading(f);
 	}

@@ -1065,6 +1065,44 @@ static void a_fill_at_a_rate_comes_to_its_end(void **state)
 	assert_int_equal(final_stats(region).installed, stage.m.len / stage.m.page);
 }
 
+/* What the mapping that begins there has of memory of its own. */
+static size_t anonymous_bytes(const void *addr)
+{
+	FILE *f = fopen("/proc/self/smaps", "r");
+	unsigned long long start, end;
+	size_t kib, bytes = 0;
+	char line[512];
+	bool here = false;
+
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%llx-%llx ", &start, &end) == 2)
+			here = start == (uintptr_t)addr;
+		else if (here && sscanf(line, "Anonymous: %zu kB", &kib) == 1)
+			bytes = kib << 10;
+	}
+	fclose(f);
+	return bytes;
+}
+
+/* Of a function, too, and several pages at once. */
+static void zeros_need_no_memory(void **state)
+{
+	struct libuffd_region r;
+	uint64_t region;
+
+	stage_up(state, stage_pages(state), MISSING, 0);
+	r = region_of(&stage.m, the_custom = custom_source(fetch_zero));
+	r.window = 4 * stage.m.page;
+	region = add_region(&r);
+	turn_server();
+	assert_true(is_zero(stage.m.addr, stage.m.len));
+	if (!mem_is_shared(stage.m.kind) && !mem_is_hugetlb(stage.m.kind))
+		assert_int_equal(anonymous_bytes(stage.m.addr), 0);
+	assert_int_equal(final_stats(region).zeros, stage.m.len / stage.m.page);
+	assert_int_equal(notices_of(LIBUFFD_NOTICE_COMPLETE), 1);
+}
+
 /* What is complete and to be unregistered drops and reads zeros as memory does, and no fault comes. */
 static void a_complete_region_can_be_let_go(void **state)
 {
@@ -1696,6 +1734,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, false),
 	OF_ENGINES_WITH(a_fill_moves_huge_pages, MEM_ANON, true),
 	OF_ENGINES(a_fill_moves_beside_what_it_has_to_copy, MEM_ANON),
+	OF_ALL(zeros_need_no_memory),
 	OF_ALL(a_fill_at_a_rate_comes_to_its_end),
 	OF_ALL(a_complete_region_can_be_let_go),
 	OF_ALL_WITH(every_loop_serves_the_same_space, FROM_FILE),
