@@ -221,7 +221,8 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
 /*
  * When every page has been supplied, or removed by the program, unregister the range: it runs at native speed
  * from then on. With events of the layout that is as soon as the layout is at rest, which may be after
- * NOTICE_COMPLETE.
+ * NOTICE_COMPLETE. At that moment no thread may move the region away while another moves memory of one that lacks pages
+ * to its place: the kernel goes by the address.
  */
 #define LIBUFFD_REGION_UNREGISTER (1u << 3)
 /*

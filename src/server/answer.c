@@ -276,11 +276,35 @@ static const struct srv_seg *piece_of(const struct srv_map *m, const struct srv_
 }
 
 /*
+ * What was left before is not ours any more: whatever the program has put there since is not told of, and may be
+ * registered with somebody. 0, -EAGAIN, -ESRCH, or -ENOMEM. Under the lock.
+ */
+static int leave_piece(const struct srv_space *sp, struct srv_seg *seg)
+{
+	int ret;
+
+	if (seg->left)
+		return 0;
+	ret = look_at(sp, seg);
+	if (ret == -ESRCH || (ret == -EAGAIN && sp->ordered))
+		return ret;
+	ret = libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
+	seg->left = ret == 0;
+	/* Of what is not there any more there is nothing to be unregistered. */
+	return ret == -ENOMEM ? ret : 0;
+}
+
+/*
  * The region runs by itself from now on. Without events of the layout that is now, and -EAGAIN nothing but a race
  * in the page tables. While the layout changes, what is registered may lie elsewhere than is
  * known so far: it is known once the event has been read, and a thread that moves it waits for that. So if it
  * has begun to change meanwhile, whatever was moved is still registered, and all of it stays known until the
  * next time. False: that is to come. Under the lock.
+ *
+ * UNREGISTER goes by the address alone, and is not refused while the layout changes. So between a look and the call
+ * right after it one thread may move this memory away, and another bring memory of a region that lacks pages to
+ * its place: that would be unregistered, and read as zeros. Nothing makes one step of the two, and to register it
+ * again would come too late for who reads meanwhile. libuffd_server_add_region(3) says so.
  */
 static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 {
@@ -295,24 +319,11 @@ static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 		pages->leaving = false;
 		return true;
 	}
-	looks = look_at(sp, first);
-	if (looks == -EAGAIN && sp->ordered)
-		return false;
-	for (size_t i = 0; i < sp->map.n && looks != -ESRCH; i++) {
-		struct srv_seg *seg = &sp->map.seg[i];
-		int err = 0;
-
-		if (seg->pages == pages) {
-			err = libuffd_unregister(sp->u, seg->start, seg->end - seg->start);
-			seg->left = err == 0;
-		}
-		/* Of what is not there any more there is nothing to be unregistered. */
-		if (err == -ENOMEM)
-			ret = err;
-	}
-	if (looks != -ESRCH)
-		looks = look_at(sp, first);
-	if ((looks == -EAGAIN && sp->ordered) || (ret < 0 && looks != -ESRCH))
+	for (size_t i = 0; i < sp->map.n && ret == 0; i++)
+		if (sp->map.seg[i].pages == pages)
+			ret = leave_piece(sp, &sp->map.seg[i]);
+	looks = ret == -ESRCH ? ret : look_at(sp, first);
+	if (looks != -ESRCH && (ret < 0 || (looks == -EAGAIN && sp->ordered)))
 		return false;
 	srv_map_forget(&sp->map, pages->region);
 	return true;

@@ -701,6 +701,8 @@ int libuffd_unregister(const struct libuffd *u, uint64_t start, uint64_t len)
 		p->must_ask = false;
 	}
 	wake(mm, first, first + n);
+	if (fk.unregistered)
+		fk.unregistered(mm);
 	return 0;
 }
 

@@ -143,6 +143,7 @@ struct fk {
 	uint64_t to_copy;				 /* where a move was refused */
 	uint64_t installed, continued, moved, not_moved; /* pages; calls */
 	uint64_t written;				 /* so many times */
+	void (*unregistered)(struct fk_mm *mm);		 /* what happens right after; or NULL */
 };
 extern struct fk fk;
 

@@ -2454,6 +2454,53 @@ static void a_refused_move_stops_no_other(void **unused)
 	end_calm();
 }
 
+static struct fk_mutator *moved_meanwhile;
+
+/* Memory that nobody has supplied, and that the server is not told of. */
+static void others_come(struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	mm->last_vma++;
+	memset(&mm->page[first], 0, n * sizeof(mm->page[0]));
+	for (unsigned int i = first; i < first + n; i++) {
+		mm->page[i].vma = mm->last_vma;
+		mm->page[i].missing = true;
+		mm->page[i].law = LAW_UNKNOWN;
+	}
+}
+
+static void moves_the_rest(struct fk_mm *mm)
+{
+	if (moved_meanwhile)
+		return;
+	moved_meanwhile = moves(mm, 30, 50, 2);
+	others_come(mm, 30, 2);
+}
+
+/* In two pieces: what comes to the place of either is not taken for it. */
+static void a_complete_region_leaves_each_piece_once(void **unused)
+{
+	struct fk_mm *mm = begin_calm("each_piece");
+
+	(void)unused;
+	tell(mm, moves(mm, 12, 30, 2));
+	m.s->regions->cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	moved_meanwhile = NULL;
+	fk.unregistered = moves_the_rest;
+	sees_all(mm, 10, 2);
+	sees(mm, 31);
+	mm->thread[1].slot = 30;
+	fk_touch(mm, &mm->thread[1]);
+	pass_time();
+	must(moved_meanwhile && !mm->page[10].missing && mm->page[50].missing, "not one piece");
+	others_come(mm, 10, 2);
+	tell(mm, moved_meanwhile);
+	pass_time();
+	must(!mm->page[50].missing && !mm->page[51].missing, "the other piece stays registered");
+	must(mm->page[10].missing && mm->page[30].missing, "others' memory is unregistered");
+	must(!srv_map_find(&m.s->spaces->map, fk_address(10)), "what was left stays known");
+	end_calm();
+}
+
 static unsigned int number(const char *text)
 {
 	return (unsigned int)strtoul(text, NULL, 0);
@@ -2482,6 +2529,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_child_of_a_parent_that_does_not_move_keeps_nothing),
 		cmocka_unit_test(zeros_that_come_late_take_no_poison_back),
 		cmocka_unit_test(a_refused_move_stops_no_other),
+		cmocka_unit_test(a_complete_region_leaves_each_piece_once),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
