@@ -231,6 +231,14 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
  * the source again: if it is missing then, it was removed, and reads as zeros. See state_fd.
  */
 #define LIBUFFD_REGION_STATE (1u << 4)
+/*
+ * The memory is shared: shmem or hugetlb, mapped with MAP_SHARED. (With an alias it is, without this flag.) What one of a
+ * process and its forked children drops of it is dropped for all of them, and what mremap leaves behind with
+ * MREMAP_DONTUNMAP is served from the source too; without it either is done as for private memory. The kernel does not
+ * tell MADV_DONTNEED, which leaves the file as it is, from MADV_REMOVE: what had been supplied stays, and what had
+ * not reads as zeros after either.
+ */
+#define LIBUFFD_REGION_SHARED (1u << 5)
 
 struct libuffd_region {
 	uint32_t size;

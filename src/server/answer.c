@@ -50,6 +50,46 @@ static void give_up_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
 	settle_pages(f, first, n, SRV_ABSENT);
 }
 
+/* The next piece at *at or behind that has some of pages [first, first + n), and where it has them; *at goes on. */
+static bool next_place(const struct srv_fetch *f, uint64_t first, uint64_t n, uint64_t *at,
+		       struct libuffd_span *out)
+{
+	const struct srv_map *m = &f->port->space->map;
+	bool found = false;
+
+	space_lock(f);
+	for (size_t i = 0; i < m->n && !found; i++) {
+		const struct srv_seg *s = &m->seg[i];
+		uint64_t from = s->first, to = from + ((s->end - s->start) >> f->page_shift);
+
+		if (s->pages != f->pages || s->end <= *at || from >= first + n || to <= first)
+			continue;
+		from = from > first ? from : first;
+		to = to < first + n ? to : first + n;
+		out->start = s->start + ((from - s->first) << f->page_shift);
+		out->end = s->start + ((to - s->first) << f->page_shift);
+		*at = s->end;
+		found = true;
+	}
+	space_unlock(f);
+	return found;
+}
+
+/*
+ * Of shared memory that is, or was, in two places: an answer at @done wakes nobody who waits in the other, and he will
+ * find there what the file has.
+ */
+static void wake_elsewhere(const struct srv_fetch *f, uint64_t first, uint64_t n, uint64_t done)
+{
+	struct libuffd_span place;
+	uint64_t at = 0;
+
+	while (f->pages->twice && next_place(f, first, n, &at, &place))
+		if (place.start != done)
+			libuffd_wake(f->port->space->u, place.start,
+				     (size_t)(place.end - place.start));
+}
+
 /*
  * Whoever waits for [first, first + n) wherever that is now faults again. A WAKE may fail where a
  * mapping has gone, and then there is nobody to be woken.
@@ -58,6 +98,7 @@ static void wake_pages(struct srv_fetch *f, uint64_t first, uint64_t n)
 {
 	struct srv_space *sp = f->port->space;
 
+	wake_elsewhere(f, first, n, SRV_NOWHERE);
 	while (n) {
 		uint64_t address, there = 0;
 		bool found;
@@ -163,6 +204,21 @@ static int poison(struct srv_fetch *f, uint64_t address, uint64_t len, size_t *d
 		libuffd_resolve(u, &mark, &more);
 	}
 	return ret == 0 && mark.len < len ? -EAGAIN : ret;
+}
+
+/* The file stays as it is, so each place needs its own. 0, or -EAGAIN. */
+static int poison_everywhere(struct srv_fetch *f, uint64_t first, uint64_t n)
+{
+	struct libuffd_span place;
+	uint64_t at = 0;
+
+	while (f->pages->twice && next_place(f, first, n, &at, &place)) {
+		size_t done;
+
+		if (poison(f, place.start, place.end - place.start, &done) == -EAGAIN)
+			return -EAGAIN;
+	}
+	return 0;
 }
 
 /*
@@ -315,7 +371,9 @@ static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 		return true;
 	if (sp->heir.nancestors)
 		return false;
-	if (srv_heir_doubts(&sp->heir, &sp->map, pages)) {
+	/* Where its memory is nothing tells; or poison is in one place, and another would read as zeros. */
+	if (srv_heir_doubts(&sp->heir, &sp->map, pages) ||
+	    (pages->poisoned && srv_is_shared(pages->region) && (pages->twice || sp->owned))) {
 		pages->leaving = false;
 		return true;
 	}
@@ -461,6 +519,18 @@ static bool widen(struct srv_fetch *f)
 	return true;
 }
 
+/* It is not where it was thought to be, and may be where a move has left it: there first, the next time. */
+static void doubt_place(struct srv_fetch *f, uint64_t i)
+{
+	struct srv_map *m = &f->port->space->map;
+	uint64_t address, n;
+
+	space_lock(f);
+	if (f->pages->twice && srv_map_where(m, f->pages, i, f->address, &address, &n))
+		srv_map_find(m, address)->second = true;
+	space_unlock(f);
+}
+
 /* What an error of an answer means. True: go on behind the first @done bytes; false: the fetch has ended. */
 static bool answer_failed(struct srv_fetch *f, int ret)
 {
@@ -471,6 +541,8 @@ static bool answer_failed(struct srv_fetch *f, int ret)
 			space_lock(f);
 			give_up_pages(f, f->first + f->pos, 1);
 			space_unlock(f);
+			doubt_place(f, f->first + f->pos);
+			wake_elsewhere(f, f->first + f->pos, 1, SRV_NOWHERE);
 		}
 		f->pos++;
 		return true;
@@ -563,17 +635,24 @@ static int install_run(struct srv_fetch *f)
 	}
 	if (there < n)
 		n = there;
+	if (f->answer == LIBUFFD_ANSWER_POISON) {
+		ret = poison_everywhere(f, f->first + f->pos, n);
+		if (ret < 0)
+			return ret;
+	}
 	data = bytes_at(f, f->pos, n);
 	ret = answer_once(f, address, n << f->page_shift, data, &done, &present);
 	n = done >> f->page_shift;
 	if (n) {
 		space_lock(f);
 		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
+		f->pages->poisoned |= f->answer == LIBUFFD_ANSWER_POISON;
 		f->looked = f->pos + n == f->n;
 		if (f->looked)
 			f->complete = becomes_complete(f->pages);
 		space_unlock(f);
 		count_answer(f, n, present);
+		wake_elsewhere(f, f->first + f->pos, n, address);
 		f->pos += n;
 	}
 	return ret;
@@ -656,6 +735,19 @@ bool srv_install(struct srv_fetch *f)
 	return true;
 }
 
+/*
+ * One that has the same file may have told that it drops this: its message was taken, so that its thread goes on, and
+ * is the next to be looked at.
+ */
+static bool must_hear_others(const struct srv_fetch *f)
+{
+	struct srv_loop *loop = f->loop;
+
+	return f->pages && f->port->space->features & LIBUFFD_FEATURE_EVENT_FORK &&
+	       srv_is_shared(f->pages->region) && loop->ops->has_taken &&
+	       loop->ops->has_taken(loop->engine);
+}
+
 void srv_answer(struct srv_fetch *f)
 {
 	if (srv_is_dead(f)) {
@@ -663,7 +755,7 @@ void srv_answer(struct srv_fetch *f)
 		return;
 	}
 	/* Behind what waits for the layout to settle there is no use in trying. */
-	if (f->port->deferred || !srv_install(f))
+	if (f->port->deferred || must_hear_others(f) || !srv_install(f))
 		srv_put_off(f, false);
 }
 

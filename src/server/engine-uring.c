@@ -432,6 +432,15 @@ static void tell_readable(struct srv_engine *e, struct srv_watch *w)
 	w->readable(w);
 }
 
+/* What a poll found has yet to be read. */
+static bool uring_has_taken(const struct srv_engine *e)
+{
+	for (const struct srv_watch *w = e->messages.first; w; w = w->next)
+		if (!e->slots[w->index].polled && e->slots[w->index].res > 0)
+			return true;
+	return false;
+}
+
 /*
  * A callback may end a watch, and what the ring said of others meanwhile is here too; so messages are
  * looked for anew before each of the rest.
@@ -1063,6 +1072,7 @@ const struct srv_engine_ops srv_engine_uring = {
 	.destroy = uring_destroy,
 	.watch = uring_watch,
 	.unwatch = uring_unwatch,
+	.has_taken = uring_has_taken,
 	.read = uring_read,
 	.finish = uring_finish,
 	.fix = uring_fix,

@@ -145,6 +145,12 @@ struct srv_engine_ops {
 	 */
 	int (*unwatch)(struct srv_engine *e, struct srv_watch *w);
 
+	/*
+	 * Whether there are messages that were taken and not called back yet: from within messages(), those of other
+	 * watches. NULL: never.
+	 */
+	bool (*has_taken)(const struct srv_engine *e);
+
 	/* Begin a read. Never fails: what goes wrong is the result. */
 	void (*read)(struct srv_engine *e, struct srv_io *io);
 

@@ -11,6 +11,8 @@
  *             madvise, only by punching the file: zeros, which a page that is there after all survives
  *             (it is woken). Without these events nobody says that it was dropped, so what the source
  *             has is right: it is fetched again
+ * What is removed of shared memory is so in all that have it from one region (space.c), and in either place of it where a
+ * move left the old one mapped: both have the same pages (regions.c), and an answer in one wakes those of the other.
  * In a child what is known may be another's (heirs.c): where it has no pages, that is looked into first.
  *
  * A fetch finds out what the source has and gets the bytes where that takes reading (fetch.c), and
@@ -449,6 +451,16 @@ static uint32_t without_pages(const struct libuffd_fault *fault)
 	return fault->flags & LIBUFFD_FAULT_MINOR ? LIBUFFD_ANSWER_CONTINUE : LIBUFFD_ANSWER_ZERO;
 }
 
+/*
+ * Poison is of one page table. A child has none of its parent's where the memory is shared, nor has what a move left
+ * behind: what is missing there may be lost, and the source knows.
+ */
+static bool may_be_poison(const struct srv_space *sp, const struct srv_seg *seg)
+{
+	return seg->pages->poisoned && srv_is_shared(seg->pages->region) &&
+	       (seg->second || sp->owned);
+}
+
 /* Under the lock. */
 static void judge(struct srv_port *port, const struct srv_seg *seg,
 		  const struct libuffd_fault *fault, uint64_t arrived, struct verdict *v)
@@ -489,7 +501,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 			v->nothing = true;
 		} else if (minor)
 			v->bare = LIBUFFD_ANSWER_CONTINUE;
-		else if (told)
+		else if (told && !may_be_poison(port->space, seg))
 			v->bare = LIBUFFD_ANSWER_ZERO;
 		else
 			demand(port, seg, i, arrived, v);

@@ -9,9 +9,9 @@
  *   REMAP to it, UNMAP of it     may mean what was there before, which has gone: late
  *   REMAP to it, REMAP from it   likewise: aside
  *
- * A move is told of before its old place is unmapped. A mapping that comes there in between finds a piece without
- * pages on the map, and the UNMAP that is to come is not about it: the range is noted as late. If it finds a
- * piece with pages, then the event that tells where these have gone is still to come: they step aside, to
+ * A move is told of before its old place is unmapped. A mapping that comes there in between finds a piece that was
+ * left behind on the map, and the UNMAP that is to come is not about it: the range is noted as late. If it finds one that
+ * has not been, then the event that tells where these have gone is still to come: they step aside, to
  * addresses that no process has, until it does. Nothing is installed there meanwhile: as long as that event is
  * not read, the kernel answers EAGAIN.
  */
@@ -39,7 +39,7 @@ static void note_late(struct srv_moves *v, const struct srv_map *m, uint64_t sta
 		const struct srv_seg *seg = &m->seg[i];
 		struct libuffd_span span = { most(seg->start, start), least(seg->end, end) };
 
-		if (seg->pages || span.start >= span.end)
+		if ((seg->pages && !seg->second) || span.start >= span.end)
 			continue;
 		/* There are never so many moves in flight; forget the oldest. */
 		if (v->nlate == SRV_LATE)
@@ -136,7 +136,8 @@ uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t sta
 static const struct srv_seg *alive(const struct srv_map *m, uint64_t address)
 {
 	for (size_t i = 0; i < m->n; i++)
-		if (m->seg[i].pages && !m->seg[i].left && m->seg[i].end > address)
+		if (m->seg[i].pages && !m->seg[i].left && !m->seg[i].second &&
+		    m->seg[i].end > address)
 			return &m->seg[i];
 	return NULL;
 }

@@ -184,6 +184,8 @@ int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out)
 	p->count[SRV_PENDING] = 0;
 	p->complete = from->complete;
 	p->leaving = from->leaving;
+	p->twice = from->twice;
+	p->poisoned = from->poisoned;
 	if (p->count[SRV_ABSENT] == p->n)
 		return 0;
 	for (size_t i = 0; i < p->bytes / sizeof(uint64_t); i++) {
@@ -407,18 +409,27 @@ static bool seg_where(const struct srv_seg *s, const struct srv_pages *pages, ui
 	return true;
 }
 
-/* *n counts page @i, too. */
+/*
+ * *n counts page @i, too. What is left behind by a move that was told may be gone already, and whoever waited there was
+ * woken; so it comes last.
+ */
 bool srv_map_where(const struct srv_map *m, const struct srv_pages *pages, uint64_t i,
 		   uint64_t hint, uint64_t *address, uint64_t *n)
 {
 	const struct srv_seg *s = srv_map_find(m, hint);
+	bool found = s && seg_where(s, pages, i, address, n);
 
-	if (s && seg_where(s, pages, i, address, n))
+	if (found && !s->second)
 		return true;
-	for (size_t k = 0; k < m->n; k++)
-		if (seg_where(&m->seg[k], pages, i, address, n))
+	for (size_t k = 0; k < m->n; k++) {
+		s = &m->seg[k];
+		if ((found && s->second) || !seg_where(s, pages, i, address, n))
+			continue;
+		if (!s->second)
 			return true;
-	return false;
+		found = true;
+	}
+	return found;
 }
 
 /* Make room for a piece at @i. */
@@ -437,6 +448,41 @@ static void lose(struct srv_pages *pages, uint64_t first, uint64_t n)
 		srv_pages_set(pages, first, n, SRV_REMOVED);
 }
 
+/*
+ * Of pages from @at on: whether another piece than [i, j) has the first, and up to where, at most *end, that is so of
+ * all.
+ */
+static bool has_elsewhere(const struct srv_map *m, size_t i, size_t j, const struct srv_pages *p,
+			  uint64_t at, uint64_t *end)
+{
+	for (size_t k = 0; k < m->n; k++) {
+		const struct srv_seg *s = &m->seg[k];
+		uint64_t behind_it = s->first + pages_in(s);
+
+		if ((k >= i && k < j) || s->pages != p || behind_it <= at || s->first >= *end)
+			continue;
+		if (s->first <= at) {
+			*end = behind_it < *end ? behind_it : *end;
+			return true;
+		}
+		*end = s->first;
+	}
+	return false;
+}
+
+/* The pages of piece @k of those that are dropped, but what is somewhere else as well. */
+static void lose_piece(struct srv_map *m, size_t i, size_t j, size_t k)
+{
+	struct srv_pages *p = m->seg[k].pages;
+	uint64_t at = m->seg[k].first, end = at + pages_in(&m->seg[k]), stop;
+
+	for (; at < end; at = stop) {
+		stop = end;
+		if (!p->twice || !has_elsewhere(m, i, j, p, at, &stop))
+			lose(p, at, stop - at);
+	}
+}
+
 /* Drop pieces [i, j), and return how many pages these had. */
 static uint64_t drop(struct srv_map *m, size_t i, size_t j)
 {
@@ -445,14 +491,14 @@ static uint64_t drop(struct srv_map *m, size_t i, size_t j)
 	if (i >= j)
 		return 0;
 	for (size_t k = i; k < j; k++) {
-		struct srv_seg *s = &m->seg[k];
-
-		if (!s->pages)
+		if (!m->seg[k].pages)
 			continue;
-		lost += pages_in(s);
-		lose(s->pages, s->first, pages_in(s));
-		srv_pages_unref(s->pages);
+		lost += m->seg[k].second ? 0 : pages_in(&m->seg[k]);
+		lose_piece(m, i, j, k);
 	}
+	for (size_t k = i; k < j; k++)
+		if (m->seg[k].pages)
+			srv_pages_unref(m->seg[k].pages);
 	memmove(&m->seg[i], &m->seg[j], (m->n - j) * sizeof(*m->seg));
 	m->n -= j - i;
 	return lost;
@@ -500,6 +546,7 @@ static bool joins(const struct srv_seg *left, const struct srv_seg *right)
 {
 	return left->end == right->start && left->page_shift == right->page_shift &&
 	       left->pages == right->pages && !left->grows && left->left == right->left &&
+	       left->second == right->second &&
 	       (!left->pages || left->first + pages_in(left) == right->first);
 }
 
@@ -520,7 +567,7 @@ static void join(struct srv_map *m, size_t i)
 }
 
 /*
- * Zeros that a move has left give way, whatever the program has put there since: without UNMAP
+ * What a move has left gives way, whatever the program has put there since: without UNMAP
  * events nothing else tells that they have gone. So does what was unregistered, and is to be forgotten.
  *
  * The reservation that an event relies on may be another thread's, made before it began to read.
@@ -528,14 +575,14 @@ static void join(struct srv_map *m, size_t i)
 int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_pages *pages,
 		uint64_t first, unsigned int page_shift, bool grows)
 {
-	struct srv_seg seg = { start, end, pages, first, page_shift, grows, false };
+	struct srv_seg seg = { start, end, pages, first, page_shift, grows, false, false };
 	size_t i = behind(m, start);
 	int ret;
 
 	if (start >= end || ((start | end) & in_page(&seg)))
 		return -EINVAL;
 	for (size_t k = i; k < m->n && m->seg[k].start < end; k++)
-		if (m->seg[k].pages && !m->seg[k].left)
+		if (m->seg[k].pages && !m->seg[k].left && !m->seg[k].second)
 			return -EEXIST;
 	ret = reserve(m, m->n + 2, SRV_MESSAGES);
 	if (ret < 0)
@@ -569,16 +616,23 @@ void srv_map_forget(struct srv_map *m, const struct srv_region *region)
 /* ---- Events ---------------------------------------------------------------------------------- */
 
 /* The kernel reports the range that was asked for, but empties whole huge pages only. */
-static uint64_t removed_from(struct srv_seg *s, uint64_t start, uint64_t end)
+static struct srv_span whole_pages(const struct srv_seg *s, uint64_t start, uint64_t end)
 {
-	uint64_t from = 0, to = pages_in(s), before = s->pages->count[SRV_REMOVED];
+	uint64_t from = 0, to = pages_in(s);
 
 	if (start > s->start)
 		from = (start - s->start + in_page(s)) >> s->page_shift;
 	if (end < s->end)
 		to = (end - s->start) >> s->page_shift;
-	if (from < to)
-		srv_pages_set(s->pages, s->first + from, to - from, SRV_REMOVED);
+	return (struct srv_span){ s->pages->region, s->first + from, from < to ? to - from : 0 };
+}
+
+static uint64_t removed_from(struct srv_seg *s, uint64_t start, uint64_t end)
+{
+	struct srv_span gone = whole_pages(s, start, end);
+	uint64_t before = s->pages->count[SRV_REMOVED];
+
+	srv_pages_set(s->pages, gone.first, gone.n, SRV_REMOVED);
 	before = s->pages->count[SRV_REMOVED] - before;
 	srv_count(s->pages->region->counters, SRV_REMOVED_PAGES, before);
 	return before;
@@ -592,6 +646,35 @@ uint64_t srv_map_removed(struct srv_map *m, uint64_t start, uint64_t end)
 		if (m->seg[i].pages)
 			changed += removed_from(&m->seg[i], start, end);
 	return changed;
+}
+
+bool srv_map_shared(const struct srv_map *m, uint64_t *at, uint64_t end, struct srv_span *out)
+{
+	for (size_t i = behind(m, *at); i < m->n && m->seg[i].start < end; i++) {
+		const struct srv_seg *s = &m->seg[i];
+
+		if (!s->pages || !srv_is_shared(s->pages->region))
+			continue;
+		*out = whole_pages(s, *at, end);
+		srv_region_ref(out->region);
+		*at = s->end;
+		return true;
+	}
+	return false;
+}
+
+/* One process has emptied the file; it is counted there. */
+void srv_map_removed_too(struct srv_map *m, const struct srv_span *pages)
+{
+	for (size_t i = 0; i < m->n; i++) {
+		struct srv_pages *p = m->seg[i].pages;
+
+		if (!p || p->region != pages->region)
+			continue;
+		/* All pieces of one region have the same. */
+		srv_pages_set(p, pages->first, pages->n, SRV_REMOVED);
+		return;
+	}
 }
 
 /* A piece that loses its end is still what mremap makes longer. */
@@ -631,21 +714,36 @@ static void rotate(struct srv_map *m, size_t a, size_t b, size_t c)
 	reverse(&m->seg[a], c - a);
 }
 
-/* Write at most @max pieces of zeros where [i, j) are to @out (unless NULL); how many these are. */
-static size_t zeros_of(const struct srv_map *m, size_t i, size_t j, struct srv_seg *out, size_t max)
+/*
+ * Private memory is gone where it was: zeros. Of shared memory both places have the same file, if the old one stays
+ * mapped: whatever is to be seen in one is in the other.
+ */
+static struct srv_seg left_by(const struct srv_seg *moved)
+{
+	struct srv_seg s = *moved;
+
+	s.left = false;
+	s.second = s.pages && srv_is_shared(s.pages->region);
+	if (!s.second) {
+		s.pages = NULL;
+		s.first = 0;
+	}
+	return s;
+}
+
+/* Write at most @max pieces of what [i, j) leave behind to @out (unless NULL); how many these are. */
+static size_t leavings(const struct srv_map *m, size_t i, size_t j, struct srv_seg *out, size_t max)
 {
 	struct srv_seg last = { 0 };
 	size_t n = 0;
 
 	for (size_t k = i; k < j; k++) {
-		struct srv_seg s = m->seg[k];
+		struct srv_seg s = left_by(&m->seg[k]);
 
-		s.pages = NULL;
-		s.first = 0;
-		s.left = false;
-		if (n && joins(&last, &s))
+		if (n && joins(&last, &s)) {
 			s.start = last.start;
-		else if (n == max)
+			s.first = last.first;
+		} else if (n == max)
 			break;
 		else
 			n++;
@@ -656,14 +754,17 @@ static size_t zeros_of(const struct srv_map *m, size_t i, size_t j, struct srv_s
 	return n;
 }
 
-/* Put zeros behind the pieces [i, j) that are about to leave, and return their number. */
-static size_t leave_zeros(struct srv_map *m, size_t i, size_t j)
+/* Put behind the pieces [i, j) that are about to leave what is there then, and return the number of these. */
+static size_t leave_behind(struct srv_map *m, size_t i, size_t j)
 {
-	size_t n = m->n, z = zeros_of(m, i, j, NULL, SIZE_MAX);
+	size_t n = m->n, z = leavings(m, i, j, NULL, SIZE_MAX);
 
 	if (ensure(m, n + z) < 0)
 		z = m->cap - n;
-	zeros_of(m, i, j, &m->seg[n], z);
+	leavings(m, i, j, &m->seg[n], z);
+	for (size_t k = n; k < n + z; k++)
+		if (m->seg[k].pages)
+			srv_pages_ref(m->seg[k].pages)->twice = true;
 	m->n += z;
 	rotate(m, j, n, n + z);
 	return z;
@@ -672,7 +773,7 @@ static size_t leave_zeros(struct srv_map *m, size_t i, size_t j)
 /* Pieces [i, j) go to a free target, behind which @t is the first piece. Returns their pages. */
 static uint64_t move(struct srv_map *m, size_t i, size_t j, size_t t, uint64_t from, uint64_t to)
 {
-	size_t k = j - i, z = leave_zeros(m, i, j), moved = t, left = j;
+	size_t k = j - i, z = leave_behind(m, i, j), moved = t, left = j;
 	uint64_t pages = 0;
 
 	for (size_t s = i; s < j; s++) {

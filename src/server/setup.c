@@ -25,7 +25,7 @@ _Static_assert(sizeof(struct libuffd_region) > REGION_LEAST, "128 bytes were the
 #define MOST_AHEAD (UINT64_C(256) << 20)
 #define REGION_FLAGS                                                          \
 	(LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_WP | LIBUFFD_REGION_GROWS | \
-	 LIBUFFD_REGION_UNREGISTER | LIBUFFD_REGION_STATE)
+	 LIBUFFD_REGION_UNREGISTER | LIBUFFD_REGION_STATE | LIBUFFD_REGION_SHARED)
 #define REGION_MODES (LIBUFFD_MODE_MISSING | LIBUFFD_MODE_WP | LIBUFFD_MODE_MINOR)
 
 /* ---- Spaces --------------------------------------------------------------------------------------- */

@@ -503,6 +503,65 @@ static struct srv_counters *space_counters(struct srv_space *sp)
 	return &sp->server->counters;
 }
 
+/* A reference to the next after this id that may have the same files; or NULL. Those that were forked are of one loop. */
+static struct srv_space *next_relative(struct srv_space *sp, uint64_t id)
+{
+	struct libuffd_server *s = sp->server;
+	struct srv_space *next = NULL;
+
+	pthread_mutex_lock(&s->lock);
+	for (struct srv_space *rel = s->spaces; rel; rel = rel->next)
+		if (rel != sp && rel->home == sp->home && rel->id > id &&
+		    !atomic_load(&rel->dead) && (!next || rel->id < next->id))
+			next = rel;
+	if (next)
+		srv_space_ref(next);
+	pthread_mutex_unlock(&s->lock);
+	return next;
+}
+
+static void removed_of(struct srv_space *sp, const struct srv_span *pages)
+{
+	struct srv_port *port = srv_space_port(sp);
+
+	pthread_mutex_lock(&sp->lock);
+	srv_map_removed_too(&sp->map, pages);
+	pthread_mutex_unlock(&sp->lock);
+	if (!port)
+		return;
+	srv_check_complete(port);
+	srv_port_unref(port);
+}
+
+/*
+ * Shared memory is one file for all that come from one another by fork, and what one punches out of it is gone for all.
+ * (Or is there still, where that was MADV_DONTNEED: then nobody misses it. But of a page that was never supplied
+ * nothing tells the two apart, and the server takes it for gone.)
+ */
+static void removed_of_relatives(struct srv_space *sp, const struct libuffd_span *span)
+{
+	uint64_t at = span->start;
+	struct srv_span pages;
+
+	for (;;) {
+		struct srv_space *rel = NULL;
+		uint64_t id = 0;
+		bool shared;
+
+		pthread_mutex_lock(&sp->lock);
+		shared = srv_map_shared(&sp->map, &at, span->end, &pages);
+		pthread_mutex_unlock(&sp->lock);
+		if (!shared)
+			return;
+		while ((rel = next_relative(sp, id))) {
+			id = rel->id;
+			removed_of(rel, &pages);
+			srv_space_unref(rel);
+		}
+		srv_region_unref(pages.region);
+	}
+}
+
 static void removed(struct srv_space *sp, const struct libuffd_span *span)
 {
 	pthread_mutex_lock(&sp->lock);
@@ -510,6 +569,8 @@ static void removed(struct srv_space *sp, const struct libuffd_span *span)
 		srv_heir_emptied(&sp->heir, &sp->map, span, false);
 	srv_map_removed(&sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
+	if (sp->features & LIBUFFD_FEATURE_EVENT_FORK)
+		removed_of_relatives(sp, span);
 }
 
 /* A callback in the middle of a batch may have ended the space, and its userfaultfd may be closed. */

@@ -61,6 +61,12 @@ struct srv_region {
 	struct srv_region *next;   /* in the server's list */
 };
 
+/* Others may have the same file mapped: children, or this process a second time. */
+static inline bool srv_is_shared(const struct srv_region *r)
+{
+	return r->cfg.flags & LIBUFFD_REGION_SHARED || r->cfg.alias;
+}
+
 /*
  * Two bits a page, in memory that costs nothing until a page's state is set. Guarded by the lock of the
  * space.
@@ -74,6 +80,8 @@ struct srv_pages {
 	uint64_t count[4]; /* by state */
 	bool complete;	   /* told already */
 	bool leaving;	   /* complete, and to be unregistered */
+	bool twice;	   /* some of them have been in two places at once */
+	bool poisoned;	   /* some of them; not which */
 	uint64_t stamp;	   /* stats.c: counted in this round */
 };
 
@@ -92,6 +100,12 @@ uint64_t srv_pages_run(const struct srv_pages *p, uint64_t first, uint64_t max,
 uint64_t srv_pages_find(const struct srv_pages *p, uint64_t first, uint64_t end,
 			enum srv_state state);
 
+/* Pages [first, first + n) of a region, with a reference or not. */
+struct srv_span {
+	struct srv_region *region;
+	uint64_t first, n;
+};
+
 /* A piece of the address space: pages [first, ...) of `pages`. NULL pages: what is there reads as zeros. */
 struct srv_seg {
 	uint64_t start, end;
@@ -100,6 +114,11 @@ struct srv_seg {
 	unsigned int page_shift;
 	bool grows; /* what comes right behind it, up to the next piece, was added by mremap */
 	bool left;  /* was unregistered here: nobody tells what becomes of it, and it gives way */
+	/*
+	 * Shared memory that a move may have left mapped here as well: another piece has, or had, the same pages. If it
+	 * has not, an UNMAP comes for it; and it gives way.
+	 */
+	bool second;
 };
 
 /* Sorted by address; pieces do not overlap. Guarded by the lock of the space. */
@@ -118,7 +137,10 @@ int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_page
 struct srv_seg *srv_map_find(const struct srv_map *m, uint64_t address);
 /* The last piece that ends at or before the address, or NULL. */
 struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address);
-/* Where page @i of @pages is now: its address and, in *n, how many are there from it on; false if nowhere. */
+/*
+ * Where page @i of @pages is now: its address and, in *n, how many are there from it on; false if nowhere. Where a
+ * move has left it behind only if it is nowhere else.
+ */
 bool srv_map_where(const struct srv_map *m, const struct srv_pages *pages, uint64_t i,
 		   uint64_t hint, uint64_t *address, uint64_t *n);
 /*
@@ -126,8 +148,17 @@ bool srv_map_where(const struct srv_map *m, const struct srv_pages *pages, uint6
  * brings them sees it. A huge page counts as removed only when all of it is.
  */
 uint64_t srv_map_removed(struct srv_map *m, uint64_t start, uint64_t end);
+/*
+ * What of that others share: the next such pages at *at or behind, which goes on, with a reference of their region;
+ * false if there are no more. And the same pages on the map of one of these.
+ */
+bool srv_map_shared(const struct srv_map *m, uint64_t *at, uint64_t end, struct srv_span *out);
+void srv_map_removed_too(struct srv_map *m, const struct srv_span *pages);
 uint64_t srv_map_unmapped(struct srv_map *m, uint64_t start, uint64_t end);
-/* Moves the pieces; what they leave behind reads as zeros, until an UNMAP comes for it. */
+/*
+ * Moves the pieces; what they leave behind reads as zeros, or where the memory is shared as what has moved, until an
+ * UNMAP comes for it.
+ */
 uint64_t srv_map_remapped(struct srv_map *m, uint64_t from, uint64_t to, uint64_t len);
 /* For a child: the same pieces with cloned pages. */
 int srv_map_clone(const struct srv_map *from, struct srv_map *to);
@@ -136,12 +167,6 @@ void srv_map_forget(struct srv_map *m, const struct srv_region *region);
 
 struct srv_region *srv_region_ref(struct srv_region *r);
 void srv_region_unref(struct srv_region *r);
-
-/* Pages [first, first + n) of a region, with a reference or not. */
-struct srv_span {
-	struct srv_region *region;
-	uint64_t first, n;
-};
 
 /* ---- moves.c ----------------------------------------------------------------------------------- */
 

@@ -352,6 +352,97 @@ static void what_a_move_leaves_behind_is_zeros(void **state)
 	assert_int_equal(final_stats(0).faults_unknown, 0);
 }
 
+/* A second place of shared memory, to which all of it was moved while the first stays mapped. */
+static void move_and_stay(void)
+{
+	void *to;
+
+	stage.other = stage.m;
+	stage.other.memfd = -1;
+	stage.other.alias = NULL;
+	to = mmap(NULL, stage.m.len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(to, MAP_FAILED);
+	stage.other.addr = to;
+	stage.other.start = (uintptr_t)to;
+	if (mremap(stage.m.addr, stage.m.len, stage.m.len,
+		   MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == to)
+		return;
+	assert_int_equal(errno, EINVAL);
+	SKIP("dontunmap-shmem", "shared memory cannot be moved and stay (before 5.13)");
+}
+
+/* Missing pages are served by copies, or with @alias by way of it. */
+static void shared_up(void **state, uint64_t features, bool alias,
+		      struct libuffd_source *(*src)(void))
+{
+	uint64_t modes = MISSING | (alias ? MINOR : 0);
+	struct libuffd_region r;
+
+	stage_up(state, stage_pages(state), modes,
+		 features | (alias ? minor_features(stage_kind(state)) : 0));
+	r = region_of(&stage.m, src());
+	r.modes = modes;
+	r.flags |= alias ? 0 : LIBUFFD_REGION_SHARED;
+	r.alias = alias ? stage.m.alias : NULL;
+	add_region(&r);
+	turn_server();
+}
+
+/* What zeros there would be seen in both. */
+static void what_a_move_leaves_of_a_file_has_its_bytes(void **state)
+{
+	size_t page, quarter;
+
+	shared_up(state, REMAPS | REMOVES, stage_more(state), memory_source);
+	page = stage.m.page;
+	quarter = stage.m.len / 4;
+	expect_bytes(stage.m.addr, stage.data, quarter);
+	move_and_stay();
+	/* Of the second quarter and the fourth nothing has been asked for. */
+	expect_bytes(stage.m.addr, stage.data, 2 * quarter);
+	expect_bytes(stage.other.addr, stage.data, 3 * quarter);
+	drop(stage.other.addr + 2 * quarter, page);
+	drop(stage.m.addr + 3 * quarter, page);
+	assert_true(is_zero(stage.m.addr + 2 * quarter, page));
+	assert_true(is_zero(stage.other.addr + 3 * quarter, page));
+	assert_true(is_zero(stage.m.addr + 3 * quarter, page));
+	expect_bytes(stage.other.addr + 3 * quarter + page, stage.data + 3 * quarter + page,
+		     quarter - page);
+	expect_bytes(stage.m.addr + 2 * quarter + page, stage.data + 2 * quarter + page,
+		     quarter - page);
+	assert_int_equal(final_stats(0).faults_unknown, 0);
+}
+
+static struct libuffd_source *asked_later(void)
+{
+	return custom_source(ask_later);
+}
+
+/* One answer is for both. */
+static void who_waits_in_either_place_of_a_file_goes_on(void **state)
+{
+	struct libuffd_request req;
+	struct faulter *f, *g;
+
+	for (size_t at = 0; at < 2; at++) {
+		if (!at) {
+			shared_up(state, REMAPS | REMOVES, stage_more(state), asked_later);
+			move_and_stay();
+		}
+		f = start_faulter((at ? stage.m : stage.other).addr + at * stage.m.page, false, 0);
+		req = wait_asked(at);
+		g = start_faulter((at ? stage.other : stage.m).addr + at * stage.m.page, false, 0);
+		while (stats_of(0).duplicates <= at)
+			sched_yield();
+		assert_int_equal(complete_right(stage.source[0], &req), 0);
+		join_faulter(f);
+		join_faulter(g);
+		assert_int_equal(f->byte, data_page(at)[0]);
+		assert_int_equal(g->byte, data_page(at)[0]);
+	}
+	assert_int_equal(asked(), 2);
+}
+
 static int add_zeros_there(struct call *c)
 {
 	struct libuffd_region r = region_of(&stage.m, stage.source[0]);
@@ -724,6 +815,75 @@ static void a_taken_child_is_served_by_its_owner(void **state)
 	libuffd_close(child);
 	close(child_fds[0]);
 	close(child_fds[1]);
+}
+
+/* ---- Forks of shared memory ---------------------------------------------------------------------------------------- */
+
+/* @arg: two words. The child says -1 when it has dropped, or why it could not, and waits for the other. */
+static int child_drops_of_the_file(void *arg)
+{
+	size_t half = stage.m.len / 2, page = stage.m.page;
+	atomic_int *said = arg;
+
+	if (madvise(stage.m.addr, page, MADV_REMOVE) ||
+	    madvise(stage.m.addr + half, page, MADV_REMOVE)) {
+		atomic_store(&said[0], errno);
+		return 1;
+	}
+	atomic_store(&said[0], -1);
+	while (!atomic_load(&said[1]))
+		sched_yield();
+	for (size_t i = 0; i < 2; i++)
+		if (!is_zero(stage.m.addr + i * page, page) ||
+		    !is_zero(stage.m.addr + half + i * page, page))
+			return 2;
+	return first_difference(stage.m.addr + 2 * page, data_page(2), half - 2 * page) ==
+			       half - 2 * page
+		       ? 0
+		       : 3;
+}
+
+/* Of the first half all has been supplied, of the second nothing. Either drops some, and both miss it. */
+static void what_one_drops_of_a_file_is_gone_for_its_family(void **state)
+{
+	atomic_int *said = mmap(NULL, page_size(), PROT_READ | PROT_WRITE,
+				MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	size_t half, page;
+
+	assert_ptr_not_equal(said, MAP_FAILED);
+	shared_up(state, FORKS | REMOVES, stage_more(state), memory_source);
+	half = stage.m.len / 2;
+	page = stage.m.page;
+	expect_bytes(stage.m.addr, stage.data, half);
+	fork_child(child_drops_of_the_file, said);
+	while (!atomic_load(&said[0]))
+		sched_yield();
+	if (atomic_load(&said[0]) == EINVAL && mem_is_hugetlb(stage.m.kind))
+		SKIP("hugetlb-dontneed", "hugetlb cannot be dropped by madvise (before 5.18)");
+	assert_int_equal(atomic_load(&said[0]), -1);
+	assert_true(is_zero(stage.m.addr, page));
+	assert_true(is_zero(stage.m.addr + half, page));
+	drop(stage.m.addr + page, page);
+	drop(stage.m.addr + half + page, page);
+	atomic_store(&said[1], 1);
+	assert_int_equal(child_status(), 0);
+	assert_true(is_zero(stage.m.addr + half + page, page));
+	assert_true(is_zero(stage.m.addr + page, page));
+	munmap(said, page_size());
+}
+
+/* It is told as the other, and what was never there cannot be told from what has gone. */
+static void dontneed_of_a_file_keeps_what_had_been_supplied(void **state)
+{
+	size_t page;
+
+	shared_up(state, REMOVES, stage_more(state), memory_source);
+	page = stage.m.page;
+	expect_bytes(stage.m.addr, stage.data, page);
+	assert_int_equal(madvise(stage.m.addr, 2 * page, MADV_DONTNEED), 0);
+	expect_bytes(stage.m.addr, stage.data, page);
+	assert_true(is_zero(stage.m.addr + page, page));
+	expect_bytes(stage.m.addr + 2 * page, data_page(2), page);
 }
 
 /* ---- Answers that must wait --------------------------------------------------------------------------------------- */
@@ -1143,14 +1303,32 @@ static void gang_spare(struct gang *g)
 		g->wrong = "mmap";
 }
 
-/* Where it was stays mapped for a while or not, and is zeros then. */
+/* Private memory is gone from there, and a file is the same. */
+static bool gang_left_is_right(const unsigned char *old, size_t i, struct gang *g)
+{
+	const unsigned char *want = atomic_load(&g->want[i]);
+	size_t page = page_size();
+
+	if (want && mem_is_shared(stage.m.kind))
+		return first_difference(old + i * page, want, page) == page;
+	return is_zero(old + i * page, page);
+}
+
+/* Where it was stays mapped for a while or not. */
 static void gang_move(struct gang *g, bool stays)
 {
 	size_t page = page_size(), n = atomic_load(&g->pages);
 	unsigned char *old = atomic_load(&g->at);
 	int flags = MREMAP_MAYMOVE | MREMAP_FIXED | (stays ? MREMAP_DONTUNMAP : 0);
 
-	if (mremap(old, n * page, n * page, flags, g->spare) != g->spare) {
+	void *at = mremap(old, n * page, n * page, flags, g->spare);
+
+	/* Of other memory than private only since 5.13. */
+	if (at == MAP_FAILED && errno == EINVAL && stays && stage.m.kind != MEM_ANON) {
+		stays = false;
+		at = mremap(old, n * page, n * page, flags & ~MREMAP_DONTUNMAP, g->spare);
+	}
+	if (at != g->spare) {
 		g->wrong = "mremap";
 		return;
 	}
@@ -1160,7 +1338,7 @@ static void gang_move(struct gang *g, bool stays)
 	gang_spare(g);
 	if (!stays)
 		return;
-	if (!is_zero(old + gang_rand(g, n) * page, page))
+	if (!gang_left_is_right(old, gang_rand(g, n), g))
 		g->wrong = "what was left behind";
 	if (munmap(old, n * page))
 		g->wrong = "munmap";
@@ -1219,6 +1397,7 @@ static void gang_begin(struct gang *g)
 		return;
 	}
 	r.flags |= LIBUFFD_REGION_GROWS;
+	r.flags |= mem_is_shared(stage.m.kind) ? LIBUFFD_REGION_SHARED : 0;
 	r.start = (uintptr_t)at;
 	r.len = len;
 	r.offset = offset;
@@ -1268,8 +1447,8 @@ static void gang_change(struct gang *g, size_t what)
 		gang_move(g, false);
 		break;
 	case 3:
-		/* Of other memory than this only since 5.13, and a file's is not gone. */
-		gang_move(g, stage.m.kind == MEM_ANON);
+		/* Of the file of a private mapping nothing is known. */
+		gang_move(g, stage.m.kind != MEM_SHMEM_PRIVATE);
 		break;
 	case 4:
 		if (n >= LEAST + by)
@@ -1403,6 +1582,10 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES_WITH(what_is_added_in_moving_is_zeros_or_unknown, MEM_ANON, false),
 	OF_ALL(shrinking_takes_the_end_away_only),
 	OF_ENGINES(what_a_move_leaves_behind_is_zeros, MEM_ANON),
+	OF_ENGINES_WITH(what_a_move_leaves_of_a_file_has_its_bytes, MEM_SHMEM_SHARED, false),
+	OF_ENGINES_WITH(what_a_move_leaves_of_a_file_has_its_bytes, MEM_SHMEM_SHARED, true),
+	OF_ENGINES_WITH(who_waits_in_either_place_of_a_file_goes_on, MEM_SHMEM_SHARED, false),
+	OF_ENGINES_WITH(who_waits_in_either_place_of_a_file_goes_on, MEM_SHMEM_SHARED, true),
 	OF_ENGINES(what_was_there_before_is_not_in_the_way, MEM_ANON),
 	OF_ENGINES(an_unmap_that_comes_late_takes_nothing_else, MEM_ANON),
 	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 0),
@@ -1416,6 +1599,12 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES(a_childs_writes_are_its_own, MEM_HUGETLB_PRIVATE),
 	OF_ENGINES(a_childs_faults_undo_no_write, MEM_SHMEM_SHARED),
 	OF_ENGINES(a_childs_faults_undo_no_write, MEM_HUGETLB_SHARED),
+	OF_ENGINES_WITH(what_one_drops_of_a_file_is_gone_for_its_family, MEM_SHMEM_SHARED, false),
+	OF_ENGINES_WITH(what_one_drops_of_a_file_is_gone_for_its_family, MEM_SHMEM_SHARED, true),
+	OF_ENGINES_WITH(what_one_drops_of_a_file_is_gone_for_its_family, MEM_HUGETLB_SHARED, false),
+	OF_ENGINES_WITH(what_one_drops_of_a_file_is_gone_for_its_family, MEM_HUGETLB_SHARED, true),
+	OF_ENGINES_WITH(dontneed_of_a_file_keeps_what_had_been_supplied, MEM_SHMEM_SHARED, false),
+	OF_ENGINES_WITH(dontneed_of_a_file_keeps_what_had_been_supplied, MEM_SHMEM_SHARED, true),
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_ANON),
 	OF_ENGINES(a_childs_layout_is_its_own, MEM_SHMEM_PRIVATE),
 	OF_ENGINES(a_child_that_has_exited_is_gone_when_it_is_used, MEM_ANON),

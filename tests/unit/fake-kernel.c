@@ -521,6 +521,8 @@ static void read_event(struct fk_mm *mm, unsigned char *msg)
 	memmove(mm->queue, mm->queue + 1, mm->queued * sizeof(mm->queue[0]));
 	m->state = FK_TOLD;
 	fk.events++;
+	trace("mm %u: event %u is read: %u, %u, %llu pages", mm->id, e->type, fk_slot(e->words[0]),
+	      fk_slot(e->words[1]), (unsigned long long)(e->words[2] / FK_PAGE));
 	if (e->type == LIBUFFD_EVENT_FORK) {
 		m->child->fd = open_fd(m->child);
 		e->words[0] = (uint64_t)m->child->fd;
@@ -690,7 +692,8 @@ int libuffd_unregister(const struct libuffd *u, uint64_t start, uint64_t len)
 	for (unsigned int i = first; i < first + n; i++) {
 		struct fk_page *p = &mm->page[i];
 
-		if (p->vma && p->missing && p->content == FK_ABSENT && !fk_cached(p) &&
+		/* What mremap added to what had come to a place that was left is taken for what had been there. */
+		if (p->vma && p->missing && !p->tail && p->content == FK_ABSENT && !fk_cached(p) &&
 		    p->law != LAW_ZERO && p->law != LAW_PLAIN && p->law != LAW_EITHER)
 			broken("mm %u: page %u is unregistered and was never supplied", mm->id, i);
 		p->missing = p->minor = p->minds_wp = p->wp = false;
@@ -1155,6 +1158,14 @@ static int call_messages(struct srv_engine *e)
 	return n;
 }
 
+static bool engine_has_taken(const struct srv_engine *e)
+{
+	for (const struct srv_watch *w = e->watches; w; w = w->next)
+		if (w->state == TAKEN)
+			return true;
+	return false;
+}
+
 static bool has_exited(struct srv_watch *w)
 {
 	struct srv_space *sp = (void *)((char *)w - offsetof(struct srv_space, exit));
@@ -1238,6 +1249,7 @@ const struct srv_engine_ops srv_engine_uring = {
 	.destroy = engine_destroy,
 	.watch = engine_watch,
 	.unwatch = engine_unwatch,
+	.has_taken = engine_has_taken,
 	.read = engine_read,
 	.finish = engine_finish,
 	.turn = engine_turn,

@@ -51,6 +51,7 @@ struct region {
 	enum source source;
 	enum kind kind;
 	unsigned int file;	      /* as in struct fk_page */
+	bool shared;		      /* and the server knows */
 	bool left;		      /* nobody writes to the alias any more */
 	uint64_t seen[FK_FILE_PAGES]; /* what was there then */
 	unsigned int n, from;
@@ -381,6 +382,35 @@ static bool may_poison(const struct fk_mm *mm, const struct fk_page *p)
 	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && !mm->unknown_waits;
 }
 
+/* What is dropped of a file is so for all who have it mapped, in whatever process. NULL at the end. */
+static struct fk_page *next_sharer(const struct fk_page *p, struct fk_mm **mm, unsigned int *slot)
+{
+	for (; p->file && *mm; *mm = (*mm)->next, *slot = 0)
+		while (*slot < FK_SLOTS) {
+			struct fk_page *q = &(*mm)->page[(*slot)++];
+
+			if (q != p && q->file == p->file && q->file_page == p->file_page)
+				return q;
+		}
+	return NULL;
+}
+
+/* @known: the server was told, and knew of what. */
+static void share_law(const struct fk_page *p, bool known)
+{
+	struct fk_mm *mm = fk.mms;
+	unsigned int slot = 0;
+	struct fk_page *q;
+
+	while ((q = next_sharer(p, &mm, &slot))) {
+		if (q->law != LAW_SOURCE && q->law != LAW_EITHER)
+			continue;
+		q->law = known && !fk_cached(q) ? LAW_ZERO : LAW_EITHER;
+		q->keep_poison = false;
+		q->may_poison &= !known;
+	}
+}
+
 void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content content, uint64_t t,
 		 bool wp)
 {
@@ -399,6 +429,9 @@ void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content cont
 	     "mm %u: slot %u gets %#llx, law %u, page %u of source %d", mm->id, slot,
 	     (unsigned long long)t, p->law, p->from, p->region ? (int)region_of(p)->source : -1);
 	must(wp || !p->must_ask, "mm %u: slot %u is installed unprotected", mm->id, slot);
+	/* What it takes for added by mremap may be a file that others have more of. */
+	if (p->law == LAW_UNKNOWN)
+		share_law(p, false);
 }
 
 void law_map(const struct fk_mm *mm, unsigned int slot, uint64_t t, bool wp)
@@ -425,6 +458,14 @@ void law_access(const struct fk_mm *mm, unsigned int slot, bool write)
 
 void law_zapped(const struct fk_mm *mm, struct fk_page *p)
 {
+	bool known = p->law == LAW_SOURCE || p->law == LAW_EITHER || p->law == LAW_ZERO;
+
+	if (known && !p->tail && mm->features & LIBUFFD_FEATURE_EVENT_REMOVE)
+		share_law(p, true);
+	else if (!(mm->features & LIBUFFD_FEATURE_EVENT_REMOVE)
+			 ? known && region_of(p) && region_of(p)->unregisters
+			 : p->law == LAW_PLAIN)
+		share_law(p, false);
 	/* A writer who was let through before may find that out only now: asked stays. */
 	p->own = p->keep_poison = false;
 	if (!(mm->features & LIBUFFD_FEATURE_EVENT_REMOVE)) {
@@ -681,6 +722,7 @@ static void op_empty(void)
 			mm->page[i].keep_poison = false;
 			if (mm->page[i].law == LAW_SOURCE)
 				mm->page[i].law = LAW_EITHER;
+			share_law(&mm->page[i], false);
 		}
 	}
 	trace("mm %u %s %u to %u", mm->id, mu->punches ? "punches" : "empties", first, end);
@@ -823,6 +865,16 @@ static bool is_plain(const struct fk_mm *mm, unsigned int first, unsigned int n)
 	return end == FK_SLOTS || mm->page[end].vma != mm->page[end - 1].vma;
 }
 
+/* Nothing is in the page table any more, and all of it in the file. */
+static struct fk_page left_of_file(const struct fk_page *old)
+{
+	struct fk_page p = *old;
+
+	p.content = FK_ABSENT;
+	p.wp = p.own = p.keep_poison = p.asked = false;
+	return p;
+}
+
 /* mremap() in its forms: to a free or a taken place, longer, shorter, leaving the old mapping behind. */
 static void op_move(void)
 {
@@ -835,7 +887,7 @@ static void op_move(void)
 
 	if (!mu || !(mm->features & LIBUFFD_FEATURE_EVENT_REMAP) || !any_mapping(mm, &first, &end))
 		return;
-	leaves = leaves && !mm->page[first].file;
+	leaves = leaves && (!mm->page[first].file || region_of(&mm->page[first])->shared);
 	start = chance(60) ? first : first + (unsigned int)rnd(end - first);
 	n = start == first && chance(80) ? end - start : 1 + (unsigned int)rnd(end - start);
 	len = n;
@@ -869,6 +921,8 @@ static void op_move(void)
 		p.missing = old->missing;
 		p.minds_wp = old->minds_wp;
 		p.law = LAW_ZERO;
+		if (old->file)
+			p = left_of_file(old);
 		*old = leaves && old->law != LAW_UNKNOWN ? p : *old;
 		if (leaves &&
 		    (moved[i].tail || moved[i].law == LAW_UNKNOWN || moved[i].law == LAW_UNSURE)) {
@@ -950,13 +1004,23 @@ static void leave_alone_untold(struct fk_mm *child, const struct fk_mm *mm)
 	}
 }
 
-/* What both have is not for one of them alone to drop, or to have from the source. */
-static bool has_files(const struct fk_mm *mm)
+/* What both have is not for one of them alone to drop, or to have from the source; and the server does not know. */
+static bool has_private_files(const struct fk_mm *mm)
 {
 	for (unsigned int i = 0; i < FK_SLOTS; i++)
-		if (mm->page[i].file)
+		if (mm->page[i].file && !region_of(&mm->page[i])->shared)
 			return true;
 	return false;
+}
+
+/* Page tables of shared memory are copied only where they say more than the file does. */
+static void inherit_page(struct fk_page *p)
+{
+	if (p->busy != UINT8_MAX)
+		p->busy = 0;
+	if (!p->file || p->minds_wp || p->content == FK_ABSENT)
+		return;
+	*p = left_of_file(p);
 }
 
 static void op_fork(void)
@@ -968,16 +1032,12 @@ static void op_fork(void)
 	for (child = fk.mms; child; child = child->next)
 		n++;
 	if (!mu || n >= MMS || !(mm->features & LIBUFFD_FEATURE_EVENT_FORK) || !may_fork(mm) ||
-	    has_files(mm))
+	    has_private_files(mm))
 		return;
 	child = fk_mm_new(mm->features);
 	memcpy(child->page, mm->page, sizeof(child->page));
-	for (unsigned int i = 0; i < FK_SLOTS; i++) {
-		struct fk_page *p = &child->page[i];
-
-		if (p->busy != UINT8_MAX)
-			p->busy = 0;
-	}
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		inherit_page(&child->page[i]);
 	leave_alone_untold(child, mm);
 	child->last_vma = mm->last_vma;
 	child->unknown_waits = mm->unknown_waits;
@@ -1067,10 +1127,13 @@ static void add_region(struct fk_mm *mm, unsigned int first, unsigned int n, boo
 	cfg.modes = modes_of(r);
 	if (r->kind == ALIASED || (r->kind == CACHED && chance(50)))
 		cfg.alias = fk.file[r->file - 1].at;
+	r->shared = r->kind != PRIVATE && (cfg.alias || chance(70));
 	cfg.flags = (registers ? LIBUFFD_REGION_REGISTER : 0) | (r->wp ? LIBUFFD_REGION_WP : 0) |
 		    (r->grows ? LIBUFFD_REGION_GROWS : 0);
 	if (r->unregisters)
 		cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	if (r->shared && (!cfg.alias || chance(50)))
+		cfg.flags |= LIBUFFD_REGION_SHARED;
 	cfg.written = chance(80) ? written : NULL;
 	cfg.on_error = chance(10) ? LIBUFFD_ON_ERROR_FAIL : LIBUFFD_ON_ERROR_POISON;
 	cfg.retries = (uint32_t)rnd(4);
@@ -1630,6 +1693,9 @@ static void check_page(const struct fk_mm *mm, const struct srv_space *sp, unsig
 		return;
 	must(p->law != LAW_ZERO || st == SRV_REMOVED, "mm %u: slot %u was removed, state %d",
 	     mm->id, i, st);
+	/* It was poisoned in another page table: it is asked for when somebody comes. */
+	if (r->shared && seg->pages->poisoned && (seg->second || sp->owned))
+		return;
 	must(p->law != LAW_SOURCE || st == SRV_ABSENT ||
 		     (st == SRV_PRESENT && (p->content || fk_cached(p))),
 	     "mm %u: slot %u has state %d, content %u", mm->id, i, st, p->content);
@@ -1935,15 +2001,17 @@ static void no_page_is_lost_and_nobody_waits_without_events(void **unused)
 /* ---- One thing at a time: forks among moves that are told late --------------------------------------- */
 
 /* Four pages at 10, with a server that would poison what it does not know. */
-static struct fk_mm *begin_calm(const char *name)
+static struct fk_mm *begin_calm_with(const char *name, uint64_t events, bool shared,
+				     enum source source)
 {
 	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct region *r = &m.region[0];
 	struct fk_mm *mm;
 
 	life = name;
 	seed = 1;
 	step = 0;
-	begin_server(EVENTS);
+	begin_server(events);
 	m.features |= LIBUFFD_FEATURE_POISON;
 	m.meddles = m.shares = false;
 	fk.calm = true;
@@ -1958,15 +2026,24 @@ static struct fk_mm *begin_calm(const char *name)
 	cfg.space = mm->space;
 	cfg.start = fk_address(10);
 	cfg.len = 4 * FK_PAGE;
-	cfg.source = m.source[MEMORY];
+	cfg.source = m.source[source];
 	cfg.window = FK_PAGE;
 	cfg.modes = LIBUFFD_MODE_MISSING;
-	cfg.flags = LIBUFFD_REGION_REGISTER;
-	must(libuffd_server_add_region(m.s, &cfg, &m.region[0].id) == 0, "no region");
-	m.region[0].source = MEMORY;
-	m.region[0].n = 4;
+	cfg.flags = LIBUFFD_REGION_REGISTER | (shared ? LIBUFFD_REGION_SHARED : 0);
+	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
+	r->source = source;
+	r->n = 4;
+	r->shared = shared;
+	r->kind = shared ? SHARED : PRIVATE;
+	r->file = shared ? fk_file() : 0;
+	share(mm, 10, r);
 	set_law(mm, 10, 4, m.nregions++);
 	return mm;
+}
+
+static struct fk_mm *begin_calm(const char *name)
+{
+	return begin_calm_with(name, EVENTS, false, MEMORY);
 }
 
 static void end_calm(void)
@@ -2501,6 +2578,171 @@ static void a_complete_region_leaves_each_piece_once(void **unused)
 	end_calm();
 }
 
+/* ---- One thing at a time: shared memory --------------------------------------------------------------- */
+
+/* As moves(), and the old place stays mapped, with the same file. */
+static struct fk_mutator *moves_and_stays(struct fk_mm *mm, unsigned int from, unsigned int to,
+					  unsigned int n)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	must(mu != NULL, "too much at a time");
+	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
+	mm->last_vma++;
+	for (unsigned int i = 0; i < n; i++) {
+		mm->page[to + i].vma = mm->last_vma;
+		mm->page[from + i] = left_of_file(&mm->page[from + i]);
+	}
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), n * FK_PAGE);
+	linger(mm, mu);
+	return mu;
+}
+
+static void both_places_of_a_file_are_served(void **unused)
+{
+	struct fk_mm *mm = begin_calm_with("both_places", EVENTS, true, MEMORY);
+
+	(void)unused;
+	sees(mm, 10);
+	tell(mm, moves_and_stays(mm, 10, 30, 4));
+	sees_all(mm, 10, 2);
+	sees_all(mm, 30, 3);
+	drops(mm, 12)->punches = true;
+	tell(mm, &mm->mutator[0]);
+	drops(mm, 33)->punches = true;
+	tell(mm, &mm->mutator[0]);
+	must(mm->page[32].law == LAW_ZERO && mm->page[13].law == LAW_ZERO, "nothing is dropped");
+	sees_all(mm, 10, 4);
+	sees_all(mm, 30, 4);
+	end_calm();
+}
+
+/* Either may go, and what nobody has told to have gone is not sought for ever where it was. */
+static void a_file_is_served_where_it_is_left(void **unused)
+{
+	(void)unused;
+	for (unsigned int told = 0; told < 2; told++) {
+		uint64_t events = told ? EVENTS : EVENTS & ~LIBUFFD_FEATURE_EVENT_UNMAP;
+		struct fk_mm *mm = begin_calm_with("is_left", events, true, FILES);
+		struct fk_mutator *mu;
+
+		tell(mm, moves_and_stays(mm, 10, 30, 4));
+		mu = fk_mutator(mm);
+		unmap(mm, 30, 34);
+		if (told)
+			fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(30), fk_address(34), 0);
+		fk_mutate(mm, mu);
+		tell(mm, mu);
+		sees_all(mm, 10, 4);
+		must(space_of(mm)->map.seg[0].pages->count[SRV_PRESENT] == 4, "it is not known");
+		end_calm();
+	}
+}
+
+/* And is answered at once. */
+static void asks_for(struct fk_mm *mm, unsigned int page)
+{
+	mm->thread[1].slot = page;
+	fk_touch(mm, &mm->thread[1]);
+	for (unsigned int n = 0; n < 10; n++) {
+		while (m.nrequests)
+			custom_answer(0);
+		pass_time();
+	}
+	must(mm->thread[1].state == FK_RUNS, "who asks for page %u waits for ever", page);
+}
+
+/* Poison is in one page table: the other place, and a child, must not see zeros. */
+static void what_is_lost_of_a_file_is_lost_everywhere(void **unused)
+{
+	struct fk_mm *mm = begin_calm_with("lost_everywhere", EVENTS, true, CUSTOM), *child;
+
+	(void)unused;
+	m.lost[0] = true;
+	m.s->regions->cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	asks_for(mm, 10);
+	must(mm->page[10].content == FK_POISON, "it is not lost");
+	tell(mm, moves_and_stays(mm, 10, 30, 4));
+	for (unsigned int i = 31; i < 34; i++)
+		asks_for(mm, i);
+	child = tell(mm, forks_one(mm));
+	for (unsigned int i = 0; i < 4; i++)
+		child->page[30 + i] = left_of_file(&child->page[30 + i]);
+	for (unsigned int i = 0; i < 2; i++) {
+		struct fk_mm *who = i ? child : mm;
+
+		must(who->page[10].missing, "it reads as zeros from now on");
+		asks_for(who, i ? 30 : 10);
+		must(who->page[i ? 30 : 10].content == FK_POISON, "it is there");
+	}
+	end_calm();
+}
+
+/* What has moved to where a file is left, which is told to have gone only then, stays. */
+static void a_file_that_is_left_makes_way(void **unused)
+{
+	struct fk_mm *mm = begin_calm_with("makes_way", EVENTS, true, MEMORY);
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct fk_mutator *move, *other;
+
+	(void)unused;
+	mm->last_vma++;
+	for (unsigned int i = 50; i < 54; i++)
+		mm->page[i].vma = mm->last_vma;
+	cfg.space = mm->space;
+	cfg.start = fk_address(50);
+	cfg.len = 4 * FK_PAGE;
+	cfg.offset = 20 * FK_PAGE;
+	cfg.source = m.source[MEMORY];
+	cfg.flags = LIBUFFD_REGION_REGISTER;
+	must(libuffd_server_add_region(m.s, &cfg, &m.region[1].id) == 0, "no region");
+	m.region[1].source = MEMORY;
+	m.region[1].n = 4;
+	m.region[1].from = 20;
+	set_law(mm, 50, 4, m.nregions++);
+	move = moves(mm, 10, 30, 4);
+	other = moves(mm, 50, 8, 4);
+	begin_to_tell(mm, move);
+	turn(0);
+	tell(mm, other);
+	while (move->state != FK_IDLE) {
+		fk_run_mutator(mm, move);
+		turn(0);
+	}
+	sees_all(mm, 8, 4);
+	sees_all(mm, 30, 4);
+	end_calm();
+}
+
+static void what_one_drops_of_a_file_is_gone_for_all(void **unused)
+{
+	(void)unused;
+	for (unsigned int taken = 0; taken < 2; taken++) {
+		struct fk_mm *mm = begin_calm_with("gone_for_all", EVENTS, true, MEMORY), *child;
+		struct fk_mutator *mu;
+
+		sees(mm, 10);
+		child = tell(mm, forks_one(mm));
+		pass_time();
+		for (unsigned int i = 0; i < 2; i++) {
+			struct fk_mm *who = i ? child : mm, *other = i ? mm : child;
+
+			mu = drops(who, 11 + i);
+			mu->punches = true;
+			if (taken) {
+				/* Both messages are taken at once. */
+				other->thread[2].slot = 11 + i;
+				fk_touch(other, &other->thread[2]);
+			}
+			tell(who, mu);
+			must(other->page[11 + i].law == LAW_ZERO, "not dropped");
+			sees_all(other, 10, 4 - i);
+			sees_all(who, 10, 4);
+		}
+		end_calm();
+	}
+}
+
 static unsigned int number(const char *text)
 {
 	return (unsigned int)strtoul(text, NULL, 0);
@@ -2530,6 +2772,11 @@ int main(int argc, char **argv)
 		cmocka_unit_test(zeros_that_come_late_take_no_poison_back),
 		cmocka_unit_test(a_refused_move_stops_no_other),
 		cmocka_unit_test(a_complete_region_leaves_each_piece_once),
+		cmocka_unit_test(both_places_of_a_file_are_served),
+		cmocka_unit_test(a_file_is_served_where_it_is_left),
+		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
+		cmocka_unit_test(a_file_that_is_left_makes_way),
+		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
