@@ -234,6 +234,57 @@ tap.case("libuffd-kernels(7), the header and uffd-info name the same kernels", [
     if not kernels.get(f) == header.get(f) == info.get(f)])
 
 
+# ---- Options of the tools -------------------------------------------------------------------------------------
+
+def options_of(text):
+    """Of what a program prints. In a word a hyphen is none."""
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
+
+
+def options_in(text, lines):
+    """After Fl, up to the next macro, in lines that begin so. `Fl -json` is --json."""
+    return {"-" + word for line in re.findall(rf"^\.({lines}.*)$", text, re.M)
+            for run in re.findall(r"\bFl ((?:(?!Fl\b|[A-Z]\w\b).)+)", line)
+            for word in run.split() if re.fullmatch(r"-?[a-zA-Z][\w-]*", word)}
+
+
+def taken(name):
+    """What getopt_long(3) is told to take: the names in the tables, and the letters that have one."""
+    sources = glob.glob(os.path.join(args.source, "tools", name + ".c")) or \
+        glob.glob(os.path.join(args.source, "tools", name.removeprefix("uffd-"), "*.c"))
+    table = [row for path in sources for row in re.findall(
+        r'\{ "([\w-]+)", (?:no|required)_argument, NULL, (\'\w\'|\w+) \}', read(path))]
+    return {"--" + word for word, _ in table} | {"-" + value[1] for _, value in table if value[0] == "'"}
+
+
+def differences(name, stage):
+    told = stage.run([name, "--help"])
+    helped, known = options_of(told.stdout), taken(name)
+    page = names[(name, "1")]
+    documented = options_in(page.text, "It Fl")
+    synopsis = options_in(page.sections["SYNOPSIS"], "")
+    problems = [] if told.returncode == 0 and helped else [f"{name} --help: {told.returncode}", told.stderr]
+    problems += [] if known else [f"{name}: its table of options is not found"]
+    for what, some, others in (("--help has it, and no paragraph of the page", helped, documented),
+                               ("the page has it, and not --help", documented, helped),
+                               ("the program takes it, and --help does not say so", known, helped),
+                               ("--help has it, and the program does not take it", helped, known),
+                               ("the synopsis has it, and no paragraph of the page", synopsis, documented)):
+        problems += [f"{name}: {option}: {what}" for option in sorted(some - others)]
+    return problems
+
+
+with Stage(args.meson, args.build) as stage:
+    for page in pages:
+        if page.number != "1":
+            continue
+        case = f"{page.file}, --help and the program have the same options"
+        if stage.has_tool(page.name):
+            tap.case(case, differences(page.name, stage))
+        else:
+            tap.skip(case, f"{page.name} is not built: it needs json-c")
+
+
 # ---- Ways from page to page ---------------------------------------------------------------------------------
 
 def ours(name):
