@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the parts of server-bench share. */
+/* What the parts of server-bench share, and of serve-bench too. */
 #ifndef TESTS_BENCH_SERVER_BENCH_H
 #define TESTS_BENCH_SERVER_BENCH_H
 
@@ -14,7 +14,19 @@
 #define MAX_UFFDS 64
 #define MAX_ROUNDS 64
 
-/* The parts. */
+/* A program, and its main(). */
+#define MOST_PARTS 10
+
+struct program {
+	const char *what;  /* is measured */
+	const char *about; /* its parts, in lines of the usage */
+	void (*const *parts)(void);
+	size_t n;
+};
+
+int measure_parts(const struct program *p, int argc, char **argv);
+
+/* The parts of server-bench. */
 void server_trip(void);
 void server_delayed(void);
 void server_warm(void);
@@ -44,6 +56,8 @@ struct paper {
 };
 
 void paper_make(struct paper *paper, size_t pages);
+/* One with this name, which the caller takes away. */
+void paper_make_at(struct paper *paper, const char *path, size_t pages);
 /* Out of the page cache. NULL, or why that cannot be had here. */
 const char *paper_chill(const struct paper *paper);
 /* Into it. */
@@ -86,6 +100,7 @@ struct touching {
 	size_t threads;
 	int cpu;
 	double *latency; /* one for each touch, or NULL */
+	int64_t pause;	 /* nanoseconds between touches */
 };
 
 /* Touch and check. Nanoseconds from the first touch to the last. */
@@ -100,6 +115,7 @@ struct serving {
 	struct libuffd_server_opts opts; /* threads 0: by a thread that runs `step` */
 	int cpu;			 /* of its threads */
 	uint64_t window;		 /* bytes */
+	uint64_t features;		 /* to be opened with, beside MOVE */
 	void (*step)(struct libuffd_server *s,
 		     void *context); /* returns after a stop; NULL: run() */
 	void *context;
@@ -190,6 +206,8 @@ struct row *value_row(const char *section, const char *name, const char *unit, d
 struct row *missing_row(const char *section, const char *name, const char *why);
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* What was measured. */
+void results_of(const char *what);
 void results_table(FILE *out);
 void results_json(FILE *out);
 void results_svg(FILE *out);

@@ -198,7 +198,7 @@ static void note_latencies(struct slow *s)
 static double run_slow(void *context)
 {
 	struct slow *s = context;
-	struct touching t = { s->arena, NULL, s->pages, s->touchers, s->cpu, s->latency };
+	struct touching t = { s->arena, NULL, s->pages, s->touchers, s->cpu, s->latency, 0 };
 	struct by_hand by_hand = { s->arena, FROM_DELAY, -1, s->workers, s->cpu };
 	struct serving how = serving_of(s->arena, delayed_source(s->source), s->cpu);
 	struct at_work w;

@@ -77,7 +77,7 @@ static void temper(const struct reading *r)
 
 static double touch_reading(const struct reading *r)
 {
-	struct touching t = { r->arena, r->order, r->pages, r->touchers, r->cpu, NULL };
+	struct touching t = { r->arena, r->order, r->pages, r->touchers, r->cpu, NULL, 0 };
 
 	return touch_pages(&t);
 }
@@ -137,7 +137,7 @@ static double by_mmap(void *context)
 	const struct reading *r = context;
 	size_t len = r->pages * page;
 	struct arena there = { .pages = r->pages };
-	struct touching t = { &there, r->order, r->pages, r->touchers, r->cpu, NULL };
+	struct touching t = { &there, r->order, r->pages, r->touchers, r->cpu, NULL, 0 };
 	double begin;
 
 	temper(r);

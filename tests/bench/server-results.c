@@ -17,6 +17,7 @@ static struct result {
 	size_t rounds;
 } results[MOST_ROWS];
 static size_t n_results;
+static const char *measured = "server";
 static int part;
 static size_t part_rounds;
 static struct {
@@ -196,6 +197,11 @@ static void table_row(FILE *out, const struct result *r)
 	fputc('\n', out);
 }
 
+void results_of(const char *what)
+{
+	measured = what;
+}
+
 void results_table(FILE *out)
 {
 	const char *section = "";
@@ -203,10 +209,9 @@ void results_table(FILE *out)
 	size_t bars = 0, reached = 0;
 
 	uname(&name);
-	fprintf(out,
-		"libuffd server benchmark: Linux %s %s, %ld CPUs, engine %s (asked for: %s)%s\n",
-		name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN), engines(), asked_for(),
-		quick ? ", quick" : "");
+	fprintf(out, "libuffd %s benchmark: Linux %s %s, %ld CPUs, engine %s (asked for: %s)%s\n",
+		measured, name.release, name.machine, sysconf(_SC_NPROCESSORS_ONLN), engines(),
+		asked_for(), quick ? ", quick" : "");
 	for (size_t i = 0; i < n_notes; i++)
 		fprintf(out, "  part %d: %s\n", notes[i].part, notes[i].text);
 	for (size_t i = 0; i < n_results; i++) {
@@ -346,12 +351,12 @@ void results_svg(FILE *out)
 		"<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
 		"font-family=\"sans-serif\" font-size=\"12\">\n"
 		"<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n"
-		"<text x=\"8\" y=\"22\" font-size=\"15\">libuffd server, engine %s: ratios, each "
+		"<text x=\"8\" y=\"22\" font-size=\"15\">libuffd %s, engine %s: ratios, each "
 		"against its bar</text>\n"
 		"<text x=\"8\" y=\"42\">&#8804;: the bar should end left of the line; "
 		"&#8805;: it should reach it. Green: met, red: missed.</text>\n"
 		"<text x=\"8\" y=\"60\">Grey: nothing is to be met, and the line is the base.</text>\n",
-		WIDTH, bottom + 16, engines());
+		WIDTH, bottom + 16, measured, engines());
 	svg_rows(out);
 	fprintf(out, "<path d=\"M%.1f %dV%d\" stroke=\"#222\" stroke-dasharray=\"4 3\"/>\n</svg>\n",
 		LEFT + UNIT, TOP - 10, bottom + 4);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 uint32_t engine = LIBUFFD_ENGINE_AUTO;
@@ -89,21 +90,35 @@ static void write_pages(int fd, size_t pages)
 	munmap(chunk, CHUNK_PAGES * page);
 }
 
-void paper_make(struct paper *paper, size_t pages)
+static void paper_fill(struct paper *paper, const char *path, size_t pages)
 {
-	char path[4096], self[64];
+	char self[64];
 
-	snprintf(path, sizeof(path), "%s/server-bench-XXXXXX", paper_dir);
-	paper->fd = mkostemp(path, O_CLOEXEC);
 	if (paper->fd < 0)
 		die("%s: %s", path, strerror(errno));
 	snprintf(self, sizeof(self), "/proc/self/fd/%d", paper->fd);
-	unlink(path);
 	paper->pages = pages;
 	write_pages(paper->fd, pages);
 	if (fsync(paper->fd))
 		die("fsync in %s: %s", paper_dir, strerror(errno));
 	paper->direct = open(self, O_RDONLY | O_CLOEXEC | O_DIRECT);
+}
+
+void paper_make(struct paper *paper, size_t pages)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s/server-bench-XXXXXX", paper_dir);
+	paper->fd = mkostemp(path, O_CLOEXEC);
+	if (paper->fd >= 0)
+		unlink(path);
+	paper_fill(paper, path, pages);
+}
+
+void paper_make_at(struct paper *paper, const char *path, size_t pages)
+{
+	paper->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	paper_fill(paper, path, pages);
 }
 
 const char *paper_chill(const struct paper *paper)
@@ -198,6 +213,7 @@ static void *touch(void *arg)
 {
 	struct toucher *t = arg;
 	const struct touching *what = t->what;
+	struct timespec rest = { 0, what->pause };
 
 	pin(what->cpu);
 	line_up(t->missing);
@@ -210,6 +226,8 @@ static void *touch(void *arg)
 		if (what->latency)
 			what->latency[i] = now() - before;
 		check(what->arena, which);
+		if (what->pause)
+			clock_nanosleep(CLOCK_MONOTONIC, 0, &rest, NULL);
 	}
 	t->end = now();
 	return NULL;
@@ -314,7 +332,7 @@ static void add_space(struct at_work *w, size_t i)
 	struct libuffd_source *zero;
 	uint64_t space, spare;
 
-	w->u[i] = open_uffd(0, LIBUFFD_FEATURE_MOVE, 0);
+	w->u[i] = open_uffd(0, LIBUFFD_FEATURE_MOVE | w->how->features, 0);
 	must("libuffd_server_attach", libuffd_server_attach(w->s, w->u[i], NULL, &space));
 	add_region(w, space, a->mem + from * page, (to - from) * page, w->how->source, from * page,
 		   &w->region[i]);

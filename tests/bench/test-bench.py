@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """
 The benchmarks measure, and what they write can be read. No time and no ratio is judged here.
-Arguments: core-bench, server-bench.
+Arguments: core-bench, server-bench, and serve-bench if there is a uffd-serve, which UFFD_SERVE names.
 """
 
 import json
@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 import common
 from common import Skip, check, equal, read, run
 
-CORE, SERVER = [os.path.abspath(a) for a in sys.argv[1:3]]
+CORE, SERVER, *SERVE = [os.path.abspath(a) for a in sys.argv[1:]]
 SVG = "{http://www.w3.org/2000/svg}"
 # The parts that take the least time also when others keep the CPUs busy; there are notes, and rows without a bar.
 PARTS = "1,6"
@@ -62,6 +62,24 @@ def consistent(text, told, ours):
     check("\n%d of %d bars met\n" % (sum(row["met"] for row in bars), len(bars)) in text, text)
 
 
+def drawn(svg, told):
+    """The picture has every row, in the colour that its bar gives it."""
+    picture = ElementTree.parse(svg).getroot()
+    equal(picture.tag, SVG + "svg")
+    words = [text.text for text in picture.iter(SVG + "text")]
+    for row in told["rows"]:
+        check(row["name"] in words and row["section"] in words, row, words)
+    # The ground, and one of each row: green or red for those with bars, grey for the others.
+    colours = [rect.get("fill") for rect in picture.iter(SVG + "rect")][1:]
+    measured = [row for row in told["rows"] if "ratio" in row]
+    equal(len(colours), len(measured))
+    for row, colour in zip(measured, colours):
+        wanted = {True: "#3a8f5c", False: "#c0504d", None: "#b0b0b0"}[row.get("met")]
+        equal(colour, wanted, row)
+    bottom = int(picture.get("height"))
+    check(all(0 < int(text.get("y")) < bottom for text in picture.iter(SVG + "text")), bottom)
+
+
 def core_bench_measures():
     consistent(*measure(CORE, "--only", "calls"), "libuffd")
 
@@ -78,20 +96,7 @@ def server_bench_measures_and_draws():
     check("engine %s (asked for: auto), quick\n" % told["engine"] in text, text)
     equal([note["part"] for note in told["notes"]], [6])
     check(all("  part %d: %s\n" % (note["part"], note["text"]) in text for note in told["notes"]), text)
-
-    picture = ElementTree.parse(svg).getroot()
-    equal(picture.tag, SVG + "svg")
-    words = [text.text for text in picture.iter(SVG + "text")]
-    for row in told["rows"]:
-        check(row["name"] in words and row["section"] in words, row, words)
-    # The ground, and one of each row: green or red for those with bars, grey for the others.
-    colours = [rect.get("fill") for rect in picture.iter(SVG + "rect")][1:]
-    equal(len(colours), len(told["rows"]))
-    for row, colour in zip(told["rows"], colours):
-        wanted = {True: "#3a8f5c", False: "#c0504d", None: "#b0b0b0"}[row.get("met")]
-        equal(colour, wanted, row)
-    bottom = int(picture.get("height"))
-    check(all(0 < int(text.get("y")) < bottom for text in picture.iter(SVG + "text")), bottom)
+    drawn(svg, told)
 
 
 def server_bench_tells_the_engine_that_was_asked_for():
@@ -115,13 +120,35 @@ def what_cannot_be_measured_is_told():
     check("not measured: " + told["rows"][0]["not_measured"] in words, words)
 
 
+def serve_bench_measures_and_draws():
+    """All of it, but for the cold file, which there is not in memory, and what needs an NBD server."""
+    if not SERVE:
+        raise Skip("uffd-serve is not built (Debian: libjson-c-dev)")
+    svg = os.path.join(scratch, "svg-of-serve")
+    there = ["--dir", MEMORY] if memory_has_room() else []
+    text, told = measure(SERVE[0], "--svg", svg, *there)
+    consistent(text, told, "server")
+    equal({row["section"][:2] for row in told["rows"]}, {"1.", "2.", "3."})
+    equal([(row["section"][:2], row["at_most"]) for row in told["rows"] if "at_most" in row], [("1.", 1.1)] * 2)
+    for row in told["rows"]:
+        if "not_measured" not in row:
+            continue
+        excuse = "nbdkit is not installed|built without libnbd" if "NBD" in row["section"] else "the file system"
+        check(re.search(excuse, row["not_measured"]), row)
+        check(shutil.which("nbdkit") is None or "nbdkit" not in row["not_measured"], row)
+    check("libuffd uffd-serve benchmark: " in text and told["engine"] in ("uring", "poll"), text)
+    drawn(svg, told)
+    left = [name for name in os.listdir(there[1])] if there else []
+    check(not any(name.startswith("serve-bench-") for name in left), left)
+
+
 def errors_name_the_program():
     for program, args in ((CORE, ["--only", "nothing"]), (SERVER, ["--part", "99"]),
-                          (SERVER, ["--engine", "steam"])):
+                          (SERVER, ["--engine", "steam"]), *((p, ["--part", "4"]) for p in SERVE)):
         result = run([program, *args])
         equal((result.returncode, result.stdout), (1, ""), args)
         check(result.stderr.startswith(os.path.basename(program) + ": "), result.stderr)
-    for program in (CORE, SERVER):
+    for program in (CORE, SERVER, *SERVE):
         equal(run([program, "--what"]).returncode, 2)
 
 
@@ -130,6 +157,7 @@ TESTS = [
     server_bench_measures_and_draws,
     server_bench_tells_the_engine_that_was_asked_for,
     what_cannot_be_measured_is_told,
+    serve_bench_measures_and_draws,
     errors_name_the_program,
 ]
 
