@@ -281,8 +281,9 @@ static void many_requests_fly_over_several_connections(void **state)
 
 	(void)state;
 	snprintf(arg, sizeof(arg), "logfile=%s", log);
-	nbdkit("--filter=log", "--filter=delay", "file", memory_file("mem", PAGES), arg,
-	       "rdelay=20ms");
+	/* Nothing is known to be zeros: all of it must be asked for. */
+	nbdkit("--filter=log", "--filter=delay", "--filter=noextents", "file",
+	       memory_file("mem", PAGES), arg, "rdelay=20ms");
 	serve(uri(), "--nbd-connections", "3");
 	wait_connections(log, 3);
 	v = machine();
@@ -343,8 +344,9 @@ static void the_rest_is_fetched_meanwhile(void **state)
 	expect_ok(v, "touch 0 2048 4");
 }
 
-/* ---- Errors ------------------------------------------------------------------------------------------- */
+/* ---- Holes -------------------------------------------------------------------------------------------- */
 
+/* A server whose every read fails, as long as there is this file. */
 static const char *trigger(void)
 {
 	const char *path = rig_path("trigger");
@@ -354,6 +356,99 @@ static const char *trigger(void)
 	close(fd);
 	return path;
 }
+
+static void unreadable_kit(const char *memory)
+{
+	char file[4200];
+
+	snprintf(file, sizeof(file), "error-pread-file=%s", trigger());
+	nbdkit("--filter=error", "--filter=blocksize-policy", "file", memory, "error-pread=EIO",
+	       "error-pread-rate=100%", file, "blocksize-minimum=1", "blocksize-preferred=4096",
+	       "blocksize-maximum=4096");
+}
+
+/* The server has said where they are, so that nothing is read. */
+static void holes_are_not_read(void **state)
+{
+	struct vmm *v;
+
+	(void)state;
+	unreadable_kit(memory_file("mem", PAGES));
+	serve(uri(), "--retries", "1000");
+	v = machine();
+	for (size_t page = 5; page < PAGES; page += 8)
+		expect_ok(v, "zeros %zu 1", page);
+	expect_ok(v, "stare 0");
+	assert_string_equal(tell(v, "waits"), "yes");
+	/* No page of memory holds them. */
+	assert_int_equal(figure_in(figures(), "zeros"), PAGES / 8);
+	assert_int_equal(figure_in(figures(), "installed"), PAGES / 8);
+}
+
+/* Of what is fetched together some is read and some is not. Buffers have seen other bytes before. */
+static void holes_between_bytes_are_zeros(void **state)
+{
+	struct vmm *v;
+
+	(void)state;
+	unreadable_kit(memory_file("mem", 16 * PAGES));
+	serve(uri(), "--retries", "1000", "--window", "64K");
+	v = vmm("version=1.12", "regions=2", "pages=512");
+	vmm_join(v);
+	/* All of the window waits for its bytes, which tells nothing; so does whoever comes later. */
+	expect_ok(v, "stare 0");
+	wait_figure("refetched", 2);
+	unlink(rig_path("trigger"));
+	assert_string_equal(tell(v, "seen"), "file");
+	expect_ok(v, "touch 0 1024 2");
+}
+
+static const char *sparse_file(const char *name, uint64_t blocks)
+{
+	const char *path = rig_path(name);
+	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)(blocks * page_size())), 0);
+	close(fd);
+	return path;
+}
+
+/* More than one question is about: it goes on until all is known. */
+static void holes_are_known_to_the_end(void **state)
+{
+	const uint64_t pages = ((uint64_t)600 << 20) / page_size();
+	char each[32];
+	struct vmm *v;
+
+	(void)state;
+	unreadable_kit(sparse_file("mem", 2 * pages));
+	serve(uri(), "--retries", "1000");
+	snprintf(each, sizeof(each), "pages=%llu", (unsigned long long)pages);
+	v = vmm("version=1.12", "regions=2", each);
+	vmm_join(v);
+	expect_ok(v, "zeros %llu 1", (unsigned long long)pages - 1);
+	expect_ok(v, "zeros 0 1");
+}
+
+/* What comes after the last connection may be another's, who has bytes where there were none. */
+static void holes_are_forgotten_with_the_server(void **state)
+{
+	struct vmm *v;
+
+	(void)state;
+	unreadable_kit(sparse_file("holes", PAGES));
+	serve(uri(), "--retries", "1000", "--nbd-timeout", "100");
+	v = machine();
+	expect_ok(v, "zeros 0 1");
+	kit_end();
+	expect_said("source-lost");
+	nbdkit("file", memory_file("mem", PAGES));
+	expect_said("source-back");
+	expect_ok(v, "touch 1 63 2");
+}
+
+/* ---- Errors ------------------------------------------------------------------------------------------- */
 
 static void failing_kit(const char *error)
 {
@@ -696,6 +791,10 @@ static const struct CMUnitTest tests[] = {
 	NBD(a_server_that_takes_one_connection_gets_one),
 	NBD(huge_pages_come_in_pieces),
 	NBD(the_rest_is_fetched_meanwhile),
+	NBD(holes_are_not_read),
+	NBD(holes_between_bytes_are_zeros),
+	NBD(holes_are_known_to_the_end),
+	NBD(holes_are_forgotten_with_the_server),
 	NBD(an_error_of_the_server_is_the_pages),
 	NBD(an_error_that_passes_is_tried_away),
 	NBD(a_server_that_shuts_down_is_not_believed_for_long),

@@ -9,6 +9,10 @@
  * anew is not noticed, but for the time that it took. What is not answered when its time is up fails with
  * the errno of what stands in the way, and its region's policy decides what becomes of that.
  *
+ * Meanwhile the server is asked, one stretch after the other, where its export has nothing but zeros (the meta
+ * context base:allocation), if it can tell. What is known to be zeros is not read. With the last connection this is
+ * forgotten: it may be another server's export that is found there next.
+ *
  * libnbd reads right into the request's buffer. As long as a piece flies it may write there, so a job is never given
  * back before its pieces have landed; and who waited too long for one ends that connection.
  */
@@ -24,6 +28,7 @@
 #include <unistd.h>
 
 #include "loop.h"
+#include "nbd-map.h"
 #include "nbd-uri.h"
 #include "say.h"
 
@@ -31,6 +36,7 @@
 #define FLYING_MAX 64		      /* of one connection */
 #define PIECE_MAX (UINT64_C(1) << 20) /* so that a huge page comes over several */
 #define CONNECT_NS (5 * SECOND)	      /* for a connection and its handshake */
+#define STRETCH (UINT64_C(1) << 30)   /* of one question for zeros */
 #define BACKOFF_FIRST (SECOND / 20)
 #define BACKOFF_MOST (2 * SECOND)
 
@@ -64,6 +70,7 @@ struct queue {
 struct link {
 	struct nbd_handle *h; /* NULL: there is none now */
 	bool up;
+	bool tells_zeros;
 	uint64_t due;	  /* no handle: when to try; not up: when it has taken too long */
 	uint64_t backoff; /* before the next try but one */
 	size_t address;
@@ -84,6 +91,12 @@ struct nbd {
 	struct job *jobs; /* oldest first: the first is due first */
 	struct job **jobs_end;
 	struct queue waiting;
+	struct nbd_map map;
+	struct link *asked; /* for zeros, and has not answered; or NULL */
+	uint64_t asked_from;
+	bool told; /* it has now */
+	int told_error;
+	bool asked_all;	 /* or there is no use in it */
 	size_t failures; /* connections that failed or ended */
 	int error;	 /* -errno of the last of them */
 	char cause[160];
@@ -252,6 +265,10 @@ static void tell_up(struct nbd *n)
 	}
 	n->is_up = up;
 	pthread_mutex_unlock(&n->lock);
+	if (!up) {
+		map_forget(&n->map);
+		n->asked_all = false;
+	}
 }
 
 /* Of what libnbd said last in this thread. */
@@ -283,6 +300,8 @@ static void drop(struct nbd *n, struct link *l, int error, const char *cause)
 	l->h = NULL;
 	l->up = false;
 	l->n = 0;
+	if (n->asked == l)
+		n->asked = NULL;
 	l->due = now_ns() + l->backoff;
 	l->backoff = l->backoff ? 2 * l->backoff : BACKOFF_FIRST;
 	if (l->backoff > BACKOFF_MOST)
@@ -299,6 +318,7 @@ static void link_connect(struct nbd *n, struct link *l)
 	l->h = nbd_create();
 	l->due = now_ns() + CONNECT_NS;
 	if (!l->h || nbd_set_export_name(l->h, n->place.export) < 0 ||
+	    nbd_add_meta_context(l->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
 	    nbd_aio_connect(l->h, (const struct sockaddr *)&to->to, to->len) < 0)
 		drop(n, l, nbd_errno(), last_words());
 }
@@ -343,6 +363,7 @@ static void link_came_up(struct nbd *n, struct link *l)
 		return;
 	}
 	l->up = true;
+	l->tells_zeros = nbd_can_meta_context(l->h, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1;
 	if (!n->len)
 		learn(n, l->h);
 	tell_up(n);
@@ -399,6 +420,82 @@ static void issue(struct nbd *n, struct link *l, struct piece *p)
 		drop(n, l, -ECONNRESET, "the server closed the connection");
 }
 
+/* ---- Zeros -------------------------------------------------------------------------------------- */
+
+/* As chunk_came(). Pairs of a length and what is there; the last may go beyond what was asked for. */
+static int zeros_came(void *arg, const char *context, uint64_t offset, uint32_t *entries,
+		      size_t count, int *error)
+{
+	struct nbd *n = arg;
+
+	(void)error;
+	if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0 || offset != n->map.known)
+		return 0;
+	for (size_t i = 0; i + 1 < count && n->map.known < n->len; i += 2) {
+		uint64_t left = n->len - n->map.known;
+
+		map_add(&n->map, entries[i] < left ? entries[i] : left,
+			entries[i + 1] & LIBNBD_STATE_ZERO);
+	}
+	return 0;
+}
+
+static int zeros_told(void *arg, int *error)
+{
+	struct nbd *n = arg;
+
+	n->told = true;
+	n->told_error = *error;
+	return 1;
+}
+
+static void ask_for_zeros(struct nbd *n, struct link *l)
+{
+	uint64_t left = n->len - n->map.known;
+	int64_t cookie;
+
+	n->asked = l;
+	n->asked_from = n->map.known;
+	n->told = false;
+	cookie = nbd_aio_block_status(
+		l->h, left < STRETCH ? left : STRETCH, n->asked_from,
+		(nbd_extent_callback){ .callback = zeros_came, .user_data = n },
+		(nbd_completion_callback){ .callback = zeros_told, .user_data = n }, 0);
+	if (cookie >= 0 && !is_gone(l))
+		return;
+	/* Nobody depends on it: if the connection has ended, whoever waits for that will notice. */
+	n->asked = NULL;
+	n->asked_all = true;
+}
+
+/* One question at a time. What brings no answer is not asked again. */
+static void look_for_zeros(struct nbd *n)
+{
+	if (n->asked || n->asked_all)
+		return;
+	if (n->map.known == n->len) {
+		n->asked_all = true;
+		return;
+	}
+	for (size_t i = 0; i < n->links; i++)
+		if (n->link[i].up && n->link[i].tells_zeros) {
+			ask_for_zeros(n, &n->link[i]);
+			return;
+		}
+}
+
+/* @dead: its connection is, so that another one will be asked. */
+static void take_zeros(struct nbd *n, bool dead)
+{
+	if (!n->told || dead)
+		return;
+	n->asked = NULL;
+	if (n->told_error || n->map.known == n->asked_from)
+		n->asked_all = true;
+}
+
+/* ---- What waits --------------------------------------------------------------------------------- */
+
 static struct link *least_busy(struct nbd *n)
 {
 	struct link *best = NULL;
@@ -412,6 +509,17 @@ static struct link *least_busy(struct nbd *n)
 	return best;
 }
 
+/* Nobody has to read that. A job that is nothing else does not even need the buffer. */
+static void piece_is_zeros(struct nbd *n, struct piece *p)
+{
+	struct job *job = p->job;
+
+	if (p->len < job->len)
+		memset(job->buffer + p->from, 0, p->len);
+	p->holes = p->len;
+	piece_done(n, p, 0);
+}
+
 static void issue_all(struct nbd *n)
 {
 	struct link *l;
@@ -422,6 +530,8 @@ static void issue_all(struct nbd *n)
 		/* The job has failed by another piece already. */
 		if (p->job->error)
 			piece_done(n, p, 0);
+		else if (map_is_zeros(&n->map, p->job->offset + p->from, p->len))
+			piece_is_zeros(n, p);
 		else
 			issue(n, l, p);
 	}
@@ -474,6 +584,8 @@ static void link_turn(struct nbd *n, struct link *l, short events)
 	dead = ret < 0 || is_gone(l);
 	bye = says_goodbye(l);
 	take_landed(n, l, dead || bye);
+	if (n->asked == l)
+		take_zeros(n, dead || bye);
 	if (dead)
 		drop(n, l, ret < 0 ? nbd_errno() : -ECONNRESET,
 		     ret < 0 ? last_words() : "the server closed the connection");
@@ -588,6 +700,7 @@ static void *run(void *arg)
 
 	while (take_incoming(n)) {
 		look_at_clock(n);
+		look_for_zeros(n);
 		issue_all(n);
 		turn(n);
 	}
@@ -715,6 +828,7 @@ void nbd_end(struct nbd *n)
 	}
 	while ((p = queue_take(&n->waiting)))
 		piece_done(n, p, -ECANCELED);
+	map_forget(&n->map);
 	libuffd_source_unref(n->source);
 	nbd_forget(&n->place);
 	if (n->wake >= 0)

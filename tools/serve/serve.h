@@ -9,6 +9,7 @@
  *   wire.c     what these bytes say                vm.c       one virtual machine, from its message to its end
  *   notice.c   what the server tells               memory.c   where bytes come from
  *   nbd.c      from another machine: requests, connections    nbd-uri.c  where that is
+ *   nbd-map.c  where there are only zeros
  *   order.c    the file of a record                replay.c   recording one machine, replaying to the others
  *   stats.c    figures                             report.c   where these are asked for
  *   notify.c   telling systemd                     jail.c     giving up rights
