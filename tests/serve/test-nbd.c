@@ -448,6 +448,104 @@ static void holes_are_forgotten_with_the_server(void **state)
 	expect_ok(v, "touch 1 63 2");
 }
 
+/* ---- Encrypted -------------------------------------------------------------------------------------------- */
+
+/* Of one user, whose key is this digit all over. */
+static const char *keys_file(const char *name, char digit)
+{
+	const char *path = rig_path(name);
+	char key[65] = "";
+	FILE *f = fopen(path, "w");
+
+	assert_non_null(f);
+	memset(key, digit, 64);
+	fprintf(f, "guest:%s\n", key);
+	assert_int_equal(fclose(f), 0);
+	assert_int_equal(chmod(path, 0600), 0);
+	return path;
+}
+
+static void secret_kit(const char *memory)
+{
+	char keys[4200];
+
+	snprintf(keys, sizeof(keys), "--tls-psk=%s", keys_file("keys", '3'));
+	nbdkit("--tls=require", keys, "file", memory);
+}
+
+static const char *secret_uri(const char *keys)
+{
+	static char text[8500];
+
+	snprintf(text, sizeof(text), "nbds+unix://guest@/?socket=%s&tls-psk-file=%s",
+		 rig_path("nbd"), keys);
+	return text;
+}
+
+static void refuses_to_start(const char *memory, const char *words)
+{
+	serve_forget();
+	serve_raw("--json", "--socket", rig_path("sock"), "--memory", memory);
+	expect_words("error", words);
+	assert_int_equal(serve_ended(), 1);
+}
+
+static void memory_comes_encrypted(void **state)
+{
+	struct vmm *v;
+
+	(void)state;
+	secret_kit(memory_file("mem", PAGES));
+	serve(secret_uri(rig_path("keys")));
+	v = machine();
+	verified(v);
+	expect_said("complete");
+	vmm_kill(v);
+	assert_int_equal(serve_stop(SIGTERM), 0);
+	/* This server speaks with nobody in the clear. */
+	refuses_to_start(uri(), "TLS");
+}
+
+/* As another user, who may not read the file of keys, and where its name leads nowhere. */
+static void keys_are_at_hand_in_a_jail(void **state)
+{
+	uint16_t port = 0;
+	char text[4400];
+	struct vmm *v;
+
+	(void)state;
+	if (geteuid() != 0)
+		SKIP("root", "only root can change its root directory");
+	kit_socket = loopback(&port);
+	if (kit_socket < 0)
+		SKIP("inet", "no loopback network here");
+	secret_kit(memory_file("mem", PAGES));
+	assert_int_equal(mkdir(rig_path("jail"), 0755), 0);
+	assert_int_equal(mkdir(rig_path("jail/proc"), 0755), 0);
+	snprintf(text, sizeof(text), "nbds://guest@127.0.0.1:%u/?tls-psk-file=%s", port,
+		 rig_path("keys"));
+	serve(text, "--chroot", rig_path("jail"), "--user", "65534", "--retries", "0",
+	      "--nbd-timeout", "100");
+	v = machine();
+	expect_ok(v, "touch 0 8 1");
+	kit_end();
+	expect_said("source-lost");
+	secret_kit(rig_path("mem"));
+	expect_said("source-back");
+	verified(v);
+}
+
+/* Nothing is asked of who does not prove to have the key, be it in the clear. */
+static void nobody_else_is_taken_for_the_server(void **state)
+{
+	(void)state;
+	secret_kit(memory_file("mem", PAGES));
+	refuses_to_start(secret_uri(keys_file("others", '4')), "gnutls");
+	kit_end();
+	nbdkit("file", rig_path("mem"));
+	refuses_to_start(secret_uri(rig_path("keys")), "TLS");
+}
+
 /* ---- Errors ------------------------------------------------------------------------------------------- */
 
 static void failing_kit(const char *error)
@@ -727,14 +825,6 @@ static void what_breaks_off_in_the_middle_is_asked_for_again(void **state)
 	}
 }
 
-static void refuses_to_start(const char *memory, const char *words)
-{
-	serve_forget();
-	serve_raw("--json", "--socket", rig_path("sock"), "--memory", memory);
-	expect_words("error", words);
-	assert_int_equal(serve_ended(), 1);
-}
-
 static void servers_that_are_none(void **state)
 {
 	(void)state;
@@ -769,7 +859,19 @@ static void names_of_no_server(void **state)
 		{ "nbd://me@127.0.0.1", "is wanted" },
 		{ "nbd://127.0.0.1/?tls=1", "is wanted" },
 		{ "nbd://127.0.0.1:1", "Connection refused" },
-		{ "nbds://127.0.0.1", "only nbd:" },
+		{ "nbds://127.0.0.1", "is wanted" },
+		{ "nbds://127.0.0.1/?tls-psk-file=/dev/zero", "is wanted" },
+		{ "nbds://me@127.0.0.1/?tls-certificates=/etc", "tls-psk-file=FILE is wanted" },
+		{ "nbds://me@127.0.0.1/?tls-psk-file=", "not well formed" },
+		{ "nbds://me@127.0.0.1/?tls-psk-file=a&tls-psk-file=b", "is wanted" },
+		{ "nbds://@127.0.0.1/?tls-psk-file=a", "not well formed" },
+		{ "nbds://me@127.0.0.1/?tls-psk-file=/none", "/none: No such file" },
+		{ "nbds://me@127.0.0.1/?tls-psk-file=/dev/null", "empty" },
+		{ "nbds://me@127.0.0.1/?tls-psk-file=/dev/zero", "too long" },
+		{ "nbds+unix://me@/?socket=a", "is wanted" },
+		{ "nbds+unix:///?socket=a&tls-psk-file=a", "is wanted" },
+		{ "nbds+unix://me@host/?socket=a&tls-psk-file=a", "no host" },
+		{ "nbds+vsock://1", "only nbd:" },
 		{ "nbd+vsock://1", "only nbd:" },
 	};
 	char path[256] = "nbd+unix:///?socket=";
@@ -791,6 +893,9 @@ static const struct CMUnitTest tests[] = {
 	NBD(a_server_that_takes_one_connection_gets_one),
 	NBD(huge_pages_come_in_pieces),
 	NBD(the_rest_is_fetched_meanwhile),
+	NBD(memory_comes_encrypted),
+	NBD(keys_are_at_hand_in_a_jail),
+	NBD(nobody_else_is_taken_for_the_server),
 	NBD(holes_are_not_read),
 	NBD(holes_between_bytes_are_zeros),
 	NBD(holes_are_known_to_the_end),

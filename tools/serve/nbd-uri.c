@@ -5,25 +5,45 @@
 #include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define EXPORT_MAX 4096 /* the protocol's */
 #define PORT "10809"
-#define TCP "nbd://"
-#define UNIX "nbd+unix://"
+#define KEYS_MOST 65536 /* bytes of a file of keys */
+
+/* What the scheme says: whether the way is encrypted, and whether a socket of a name is at its end. */
+static const struct scheme {
+	const char *text;
+	bool tls, named;
+	const char *wanted;
+} schemes[] = {
+	{ "nbd://", false, false, "nbd://HOST:PORT/EXPORT is wanted" },
+	{ "nbd+unix://", false, true, "nbd+unix:///EXPORT?socket=PATH is wanted" },
+	{ "nbds://", true, false, "nbds://USER@HOST:PORT/EXPORT?tls-psk-file=FILE is wanted" },
+	{ "nbds+unix://", true, true,
+	  "nbds+unix://USER@/EXPORT?socket=PATH&tls-psk-file=FILE is wanted" },
+};
 
 static bool begins(const char *text, const char *with)
 {
 	return strncmp(text, with, strlen(with)) == 0;
 }
 
+static const struct scheme *scheme_of(const char *uri)
+{
+	for (size_t i = 0; i < sizeof(schemes) / sizeof(*schemes); i++)
+		if (begins(uri, schemes[i].text))
+			return &schemes[i];
+	return NULL;
+}
+
 /* Any scheme of this protocol's, also those that are refused: no file is meant by them. */
 bool nbd_is_uri(const char *name)
 {
-	return begins(name, TCP) || begins(name, UNIX) || begins(name, "nbds://") ||
-	       begins(name, "nbds+unix://") || begins(name, "nbd+vsock://") ||
-	       begins(name, "nbds+vsock://");
+	return scheme_of(name) || begins(name, "nbd+vsock://") || begins(name, "nbds+vsock://");
 }
 
 /* ---- Text -------------------------------------------------------------------------------------- */
@@ -118,29 +138,6 @@ static int take_socket(struct nbd_place *place, char *path, const char *uri, str
 	return 0;
 }
 
-static int find_unix(const char *uri, struct nbd_place *place, struct why *why)
-{
-	const char *path = uri + strlen(UNIX), *query = strchr(path, '?');
-	char *socket;
-	int ret;
-
-	if (!query || !begins(query, "?socket=") || strchr(query, '&'))
-		return bad_uri(why, uri, "nbd+unix:///EXPORT?socket=PATH is wanted");
-	if (path != query && *path != '/')
-		return bad_uri(why, uri, "a socket has no host: nbd+unix:///EXPORT?socket=PATH");
-	ret = take_export(place, path, (size_t)(query - path), uri, why);
-	if (ret)
-		return ret;
-	query += strlen("?socket=");
-	socket = plain(query, strlen(query));
-	if (!socket || !*socket)
-		ret = bad_uri(why, uri, "the socket's name is not well formed");
-	else
-		ret = take_socket(place, socket, uri, why);
-	free(socket);
-	return ret;
-}
-
 /* ---- A host and a port -------------------------------------------------------------------------- */
 
 static int look_up(struct nbd_place *place, const char *host, const char *port, const char *uri,
@@ -174,54 +171,159 @@ static bool is_port(const char *text)
 	return !text[len] && len && len <= 5 && atoi(text) > 0 && atoi(text) < 65536;
 }
 
-static int find_tcp(const char *uri, struct nbd_place *place, struct why *why)
+/* [HOST][:PORT]; it is cut into pieces. */
+static int take_host(struct nbd_place *place, char *host, const char *uri, struct why *why)
 {
-	const char *start = uri + strlen(TCP);
-	size_t len = strcspn(start, "/?#");
-	char *host, *port, *close;
-	int ret;
+	/* An address of IPv6 has colons of its own, and brackets around it. */
+	char *close = *host == '[' ? strchr(host, ']') : NULL;
+	char *port = strchr(close ? close : host, ':');
 
-	if (start[len] == '?' || strpbrk(start + len, "?#") || memchr(start, '@', len))
-		return bad_uri(why, uri, "nbd://HOST:PORT/EXPORT is wanted");
-	ret = take_export(place, start + len, strlen(start + len), uri, why);
+	if (*host == '[' && (!close || (close[1] && close[1] != ':')))
+		return bad_uri(why, uri, "the address is not well formed");
+	if (port)
+		*port++ = '\0';
+	if (close)
+		*close = '\0';
+	if (port && *port && !is_port(port))
+		return bad_uri(why, uri, "the port is not well formed");
+	return look_up(place, host + (close != NULL), port ? port : "", uri, why);
+}
+
+/* ---- Keys ---------------------------------------------------------------------------------------- */
+
+/*
+ * Read now, and held in memory: later on, as another user and in a jail, the file is out of reach, and libnbd wants a
+ * name of it at each connection. Nobody but this process can follow the name that it gets.
+ */
+static int take_keys(struct nbd_place *place, const char *name, const char *uri, struct why *why)
+{
+	int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	char keys[KEYS_MOST];
+	ssize_t len = fd < 0 ? -1 : read(fd, keys, sizeof(keys));
+	int ret = 0;
+
+	if (len < 0)
+		ret = refuse(why, -errno, "%s: %s: %s", uri, name, strerror(errno));
+	else if (len == 0 || len == sizeof(keys))
+		ret = bad_uri(why, uri, "the file of keys is empty, or too long to be one");
+	if (fd >= 0)
+		close(fd);
 	if (ret)
 		return ret;
-	host = plain(start, len);
-	if (!host)
-		return bad_uri(why, uri, "the host's name is not well formed");
-	/* An address of IPv6 has colons of its own, and brackets around it. */
-	close = *host == '[' ? strchr(host, ']') : NULL;
-	port = strchr(close ? close : host, ':');
-	if (*host == '[' && (!close || (close[1] && close[1] != ':'))) {
-		ret = bad_uri(why, uri, "the address is not well formed");
-	} else {
-		if (port)
-			*port++ = '\0';
-		if (close)
-			*close = '\0';
-		if (port && *port && !is_port(port))
-			ret = bad_uri(why, uri, "the port is not well formed");
-		else
-			ret = look_up(place, host + (close != NULL), port ? port : "", uri, why);
-	}
-	free(host);
+	place->keys = memfd_create("uffd-serve-keys", MFD_CLOEXEC);
+	if (place->keys < 0 || fchmod(place->keys, 0444) < 0 ||
+	    write(place->keys, keys, (size_t)len) != len)
+		ret = refuse(why, -errno, "%s: its keys cannot be kept: %s", uri, strerror(errno));
+	explicit_bzero(keys, sizeof(keys));
 	return ret;
 }
 
-/* ---- Either ------------------------------------------------------------------------------------- */
+/* ---- The parts of a URI -------------------------------------------------------------------------- */
+
+/* Its parts, with their %XX undone; empty strings where there is nothing. */
+struct parts {
+	char *user, *host, *socket, *keys;
+};
+
+static void parts_free(struct parts *p)
+{
+	free(p->user);
+	free(p->host);
+	free(p->socket);
+	free(p->keys);
+}
+
+/* KEY=VALUE, once, and each where it belongs. */
+static int take_query(struct parts *p, const struct scheme *scheme, const char *query,
+		      const char *uri, struct why *why)
+{
+	static const char socket[] = "socket=", keys[] = "tls-psk-file=";
+
+	while (*query) {
+		size_t len = strcspn(query, "&"), skip;
+		char **to = NULL;
+
+		if (scheme->named && begins(query, socket))
+			skip = strlen(socket), to = &p->socket;
+		else if (scheme->tls && begins(query, keys))
+			skip = strlen(keys), to = &p->keys;
+		if (!to || *to)
+			return bad_uri(why, uri, scheme->wanted);
+		*to = plain(query + skip, len - skip);
+		if (!*to || !**to)
+			return bad_uri(why, uri,
+				       to == &p->socket
+					       ? "the socket's name is not well formed"
+					       : "the name of the keys is not well formed");
+		query += len + (query[len] == '&');
+	}
+	return 0;
+}
+
+/* USER@HOST:PORT. */
+static int take_authority(struct parts *p, const struct scheme *scheme, const char *text,
+			  size_t len, const char *uri, struct why *why)
+{
+	const char *at = memchr(text, '@', len);
+	size_t user = at ? (size_t)(at - text) : 0;
+
+	/* Nobody is told a name in the clear. */
+	if ((at != NULL) != scheme->tls)
+		return bad_uri(why, uri, scheme->wanted);
+	p->user = plain(text, user);
+	text += at ? user + 1 : 0;
+	len -= at ? user + 1 : 0;
+	if (!p->user || (at && !*p->user))
+		return bad_uri(why, uri, "the user's name is not well formed");
+	if (scheme->named && len)
+		return bad_uri(why, uri, "a socket has no host: nbd+unix:///EXPORT?socket=PATH");
+	p->host = plain(text, len);
+	return p->host ? 0 : bad_uri(why, uri, "the host's name is not well formed");
+}
+
+static int take_parts(struct nbd_place *place, struct parts *p, const char *uri, struct why *why)
+{
+	const struct scheme *scheme = scheme_of(uri);
+	const char *start = uri + strlen(scheme->text), *path = start + strcspn(start, "/?#");
+	size_t len = strcspn(path, "?#");
+	int ret;
+
+	if (path[len] == '#' || (path[len] && strchr(path + len, '#')) ||
+	    (path[len] == '?') != (scheme->named || scheme->tls))
+		return bad_uri(why, uri, scheme->wanted);
+	ret = take_authority(p, scheme, start, (size_t)(path - start), uri, why);
+	if (ret == 0)
+		ret = take_export(place, path, len, uri, why);
+	if (ret == 0)
+		ret = take_query(p, scheme, path + len + (path[len] == '?'), uri, why);
+	/* A key that both have, and no certificates: these would have to be held against a name, and an address has none. */
+	if (ret == 0 && ((scheme->named && !p->socket) || (scheme->tls && !p->keys)))
+		ret = bad_uri(why, uri, scheme->wanted);
+	return ret;
+}
+
+/* ---- All of it ---------------------------------------------------------------------------------- */
 
 int nbd_find(const char *uri, struct nbd_place *place, struct why *why)
 {
+	struct parts p = { NULL, NULL, NULL, NULL };
 	int ret;
 
-	*place = (struct nbd_place){ .dir = -1 };
-	if (begins(uri, TCP))
-		ret = find_tcp(uri, place, why);
-	else if (begins(uri, UNIX))
-		ret = find_unix(uri, place, why);
-	else
-		ret = refuse(why, -EOPNOTSUPP, "%s: only nbd:// and nbd+unix:// can be served",
-			     uri);
+	*place = (struct nbd_place){ .dir = -1, .keys = -1 };
+	if (!scheme_of(uri))
+		return refuse(why, -EOPNOTSUPP,
+			      "%s: only nbd:, nbds: and these with +unix can be served", uri);
+	ret = take_parts(place, &p, uri, why);
+	if (ret == 0 && p.keys)
+		ret = take_keys(place, p.keys, uri, why);
+	if (ret == 0)
+		ret = p.socket ? take_socket(place, p.socket, uri, why)
+			       : take_host(place, p.host, uri, why);
+	if (ret == 0 && p.keys) {
+		place->user = p.user;
+		p.user = NULL;
+	}
+	parts_free(&p);
 	if (ret)
 		nbd_forget(place);
 	return ret;
@@ -231,7 +333,10 @@ void nbd_forget(struct nbd_place *place)
 {
 	free(place->export);
 	free(place->address);
+	free(place->user);
 	if (place->dir >= 0)
 		close(place->dir);
-	*place = (struct nbd_place){ .dir = -1 };
+	if (place->keys >= 0)
+		close(place->keys);
+	*place = (struct nbd_place){ .dir = -1, .keys = -1 };
 }

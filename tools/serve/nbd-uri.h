@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* nbd://HOST[:PORT][/EXPORT] and nbd+unix://[/EXPORT]?socket=PATH, and the addresses behind them. */
+/*
+ * nbd://HOST[:PORT][/EXPORT] and nbd+unix://[/EXPORT]?socket=PATH, and the addresses behind them; with nbds, USER@ and
+ * tls-psk-file=FILE, who one is there.
+ */
 #ifndef SERVE_NBD_URI_H
 #define SERVE_NBD_URI_H
 
@@ -19,6 +22,9 @@ struct nbd_place {
 	struct nbd_address *address; /* to be tried one after the other */
 	size_t n;
 	int dir; /* where the socket lies, or -1: a jail has no way there but this */
+	/* The way is encrypted, with the key that this user has in a file; or NULL and -1. */
+	char *user;
+	int keys;
 };
 
 bool nbd_is_uri(const char *name);

@@ -311,13 +311,26 @@ static void drop(struct nbd *n, struct link *l, int error, const char *cause)
 	tell_up(n);
 }
 
+/* Encrypted, or not at all. */
+static int set_tls(const struct nbd *n, struct nbd_handle *h)
+{
+	char keys[64];
+
+	if (!n->place.user)
+		return 0;
+	snprintf(keys, sizeof(keys), "/proc/self/fd/%d", n->place.keys);
+	if (nbd_set_tls(h, LIBNBD_TLS_REQUIRE) < 0 || nbd_set_tls_username(h, n->place.user) < 0)
+		return -1;
+	return nbd_set_tls_psk_file(h, keys);
+}
+
 static void link_connect(struct nbd *n, struct link *l)
 {
 	const struct nbd_address *to = &n->place.address[l->address];
 
 	l->h = nbd_create();
 	l->due = now_ns() + CONNECT_NS;
-	if (!l->h || nbd_set_export_name(l->h, n->place.export) < 0 ||
+	if (!l->h || set_tls(n, l->h) < 0 || nbd_set_export_name(l->h, n->place.export) < 0 ||
 	    nbd_add_meta_context(l->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
 	    nbd_aio_connect(l->h, (const struct sockaddr *)&to->to, to->len) < 0)
 		drop(n, l, nbd_errno(), last_words());
@@ -720,7 +733,7 @@ static struct nbd *nbd_new(const char *uri, uint32_t links, uint64_t timeout)
 	n->timeout = timeout;
 	n->piece = PIECE_MAX;
 	n->links = 1;
-	n->place.dir = -1;
+	n->place.dir = n->place.keys = -1;
 	n->jobs_end = &n->jobs;
 	n->incoming_end = &n->incoming;
 	queue_init(&n->waiting);
