@@ -21,6 +21,13 @@ static struct vmm vmms[VMMS];
 static size_t nvmms;
 static char program[PATH_MAX], *tested;
 
+void pause_ms(void)
+{
+	struct timespec ms = { 0, 1000000 };
+
+	nanosleep(&ms, NULL);
+}
+
 /* ---- Files ---------------------------------------------------------------------------------------- */
 
 const char *rig_path(const char *name)
@@ -277,6 +284,14 @@ void vmm_join(struct vmm *v)
 	expect_said("served");
 }
 
+struct vmm *machine(void)
+{
+	struct vmm *v = vmm("version=1.12");
+
+	vmm_join(v);
+	return v;
+}
+
 void vmm_kill(struct vmm *v)
 {
 	kill(v->pid, SIGKILL);
@@ -340,11 +355,18 @@ uint64_t figure_in(const char *text, const char *key)
 	return strtoull(at + strlen(want), NULL, 10);
 }
 
+void wait_figure(const char *key, uint64_t n)
+{
+	for (int i = 0; figure_in(figures(), key) < n; i++) {
+		if (i == PATIENCE_MS)
+			fail_msg("%s is not %llu: %s", key, (unsigned long long)n, rig_server.line);
+		pause_ms();
+	}
+}
+
 void wait_present(uint64_t pages)
 {
-	for (int i = 0; figure_in(figures(), "pages_present") < pages; i++)
-		if (i == PATIENCE_MS)
-			fail_msg("%s", rig_server.line);
+	wait_figure("pages_present", pages);
 }
 
 /* ---- What the server has ----------------------------------------------------------------------------- */
@@ -376,12 +398,10 @@ size_t server_threads(void)
 
 void expect_fds(size_t n)
 {
-	struct timespec ms = { 0, 1000000 };
-
 	for (int i = 0; server_fds() != n; i++) {
 		if (i == PATIENCE_MS)
 			fail_msg("uffd-serve has %zu descriptors, and not %zu", server_fds(), n);
-		nanosleep(&ms, NULL);
+		pause_ms();
 	}
 }
 

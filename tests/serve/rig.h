@@ -24,6 +24,9 @@ struct served {
 extern char *rig_dir; /* of this test */
 extern struct served rig_server;
 
+/* Between two looks at what is waited for. */
+void pause_ms(void);
+
 /* What every test begins and ends with, as cmocka's setup and teardown. */
 int case_begin(void **state);
 int case_end(void **state);
@@ -63,6 +66,8 @@ __attribute__((format(printf, 2, 3))) const char *tell(struct vmm *v, const char
 #define expect_ok(v, ...) assert_string_equal(tell(v, __VA_ARGS__), "ok")
 /* Connect, shake hands, and wait until it is served. */
 void vmm_join(struct vmm *v);
+/* One of version 1.12 that has done so. */
+struct vmm *machine(void);
 void vmm_kill(struct vmm *v);
 /* One that has ended makes room for another: there may be any number, one after the other. */
 void vmm_gone(struct vmm *v);
@@ -72,6 +77,8 @@ int vmm_died(struct vmm *v);
 /* What it prints upon SIGUSR1, and a number in it: the first after this key. */
 const char *figures(void);
 uint64_t figure_in(const char *text, const char *key);
+/* Until such a number is at least this. */
+void wait_figure(const char *key, uint64_t n);
 /* Until the machines have so many pages. */
 void wait_present(uint64_t pages);
 

@@ -19,8 +19,7 @@ static void bystander(const char *const *args)
 	touched = 0;
 	serve(memory_file("mem", PAGES), args ? args[0] : NULL, args ? args[1] : NULL,
 	      args ? args[2] : NULL, args ? args[3] : NULL);
-	other = vmm("version=1.12");
-	vmm_join(other);
+	other = machine();
 	expect_ok(other, "touch %zu 1 1", touched++);
 	fds = server_fds();
 	threads = server_threads();

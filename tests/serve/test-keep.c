@@ -158,11 +158,10 @@ static int end_keep(void **state)
 #define KEEP(test) cmocka_unit_test_setup_teardown(test, case_begin, end_keep)
 
 /* A machine that has nothing but memory: its descriptors are the server's, and the supervisor's. */
-static struct vmm *machine(void)
+static struct vmm *bare_machine(void)
 {
-	struct vmm *v = vmm("version=1.12");
+	struct vmm *v = machine();
 
-	vmm_join(v);
 	supervise("keep");
 	expect_ok(v, "hang-up");
 	return v;
@@ -177,7 +176,7 @@ static void a_server_is_killed_and_the_next_goes_on(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	expect_ok(v, "touch 0 16 2");
 	expect_ok(v, "drop 8 16"); /* half of them never came */
 	expect_ok(v, "zeros 8 1"); /* so that the server has done with the event */
@@ -202,7 +201,7 @@ static void what_is_given_back_to_nobody_does_not_come_back(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	expect_ok(v, "touch 0 16 2");
 	lose_server(SIGKILL, 128 + SIGKILL);
 	fprintf(v->to, "drop 8 16\n");
@@ -221,7 +220,7 @@ static void servers_may_end_in_good_order(void **state)
 	memory_file("mem", PAGES);
 	start_server();
 	for (size_t i = 0; i < ARRAY_SIZE(v); i++)
-		v[i] = machine();
+		v[i] = bare_machine();
 	for (size_t round = 0; round < 4; round++) {
 		for (size_t i = 0; i < ARRAY_SIZE(v); i++)
 			expect_ok(v[i], "touch %zu 8 2", round * 16 + i);
@@ -243,7 +242,7 @@ static void a_machine_that_is_complete_needs_no_server(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	expect_ok(v, "touch 0 32 1");
 	wait_present(32);
 	lose_server(SIGKILL, 128 + SIGKILL);
@@ -271,7 +270,7 @@ static void a_machine_that_ends_is_dropped(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	assert_int_equal(nkept, 1);
 	vmm_kill(v);
 	supervise("drop");
@@ -287,7 +286,7 @@ static void a_machine_may_end_while_there_is_no_server(void **state)
 	memory_file("mem", PAGES);
 	start_server();
 	fds = server_fds();
-	v = machine();
+	v = bare_machine();
 	lose_server(SIGKILL, 128 + SIGKILL);
 	vmm_kill(v);
 	start_server();
@@ -306,7 +305,7 @@ static void another_memory_is_not_taken_for_the_machines(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	lose_server(SIGTERM, 0);
 	assert_int_equal(truncate(rig_path("mem"), (off_t)(PAGES / 2 * page_size())), 0);
 	start_server();
@@ -328,7 +327,7 @@ static void rubbish_is_not_taken_for_machines(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	lose_server(SIGKILL, 128 + SIGKILL);
 	/* Of the one its file is another's; of the other there is nothing but that. */
 	for (size_t i = 1; i < 3; i++) {
@@ -358,7 +357,7 @@ static void a_supervisor_may_go(void **state)
 	(void)state;
 	memory_file("mem", PAGES);
 	start_server();
-	v = machine();
+	v = bare_machine();
 	close(ours);
 	ours = -1;
 	expect_words("error", "the supervisor has gone");

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <uffd/server.h>
 
@@ -28,13 +27,6 @@
 
 static pid_t kit;
 static int kit_socket = -1; /* that it inherits, or -1: it has "nbd" in the directory */
-
-static void pause_ms(void)
-{
-	struct timespec ms = { 0, 1000000 };
-
-	nanosleep(&ms, NULL);
-}
 
 static void kit_run(const char **argv)
 {
@@ -137,14 +129,6 @@ static const char *uri(void)
 	return text;
 }
 
-static struct vmm *machine(void)
-{
-	struct vmm *v = vmm("version=1.12");
-
-	vmm_join(v);
-	return v;
-}
-
 static void verified(struct vmm *v)
 {
 	expect_ok(v, "touch 0 %d 2", PAGES);
@@ -169,20 +153,7 @@ static void expect_answer(struct vmm *v, const char *want)
 /* Until so many of what the server asked for have not been answered. */
 static void wait_in_flight(uint64_t n)
 {
-	for (int i = 0; figure_in(figures(), "in_flight") < n; i++) {
-		if (i == PATIENCE)
-			fail_msg("%s", rig_server.line);
-		pause_ms();
-	}
-}
-
-static void wait_figure(const char *key, uint64_t n)
-{
-	for (int i = 0; figure_in(figures(), key) < n; i++) {
-		if (i == PATIENCE)
-			fail_msg("%s is not %llu: %s", key, (unsigned long long)n, rig_server.line);
-		pause_ms();
-	}
+	wait_figure("in_flight", n);
 }
 
 /* ---- As it should be ---------------------------------------------------------------------------------- */
@@ -357,14 +328,14 @@ static const char *trigger(void)
 	return path;
 }
 
-static void unreadable_kit(const char *memory)
+static void unreadable_kit(const char *memory, bool single_pages)
 {
 	char file[4200];
 
 	snprintf(file, sizeof(file), "error-pread-file=%s", trigger());
 	nbdkit("--filter=error", "--filter=blocksize-policy", "file", memory, "error-pread=EIO",
-	       "error-pread-rate=100%", file, "blocksize-minimum=1", "blocksize-preferred=4096",
-	       "blocksize-maximum=4096");
+	       "error-pread-rate=100%", file, single_pages ? "blocksize-minimum=1" : NULL,
+	       "blocksize-preferred=4096", "blocksize-maximum=4096");
 }
 
 /* The server has said where they are, so that nothing is read. */
@@ -373,7 +344,7 @@ static void holes_are_not_read(void **state)
 	struct vmm *v;
 
 	(void)state;
-	unreadable_kit(memory_file("mem", PAGES));
+	unreadable_kit(memory_file("mem", PAGES), false);
 	serve(uri(), "--retries", "1000");
 	v = machine();
 	for (size_t page = 5; page < PAGES; page += 8)
@@ -391,7 +362,7 @@ static void holes_between_bytes_are_zeros(void **state)
 	struct vmm *v;
 
 	(void)state;
-	unreadable_kit(memory_file("mem", 16 * PAGES));
+	unreadable_kit(memory_file("mem", 16 * PAGES), true);
 	serve(uri(), "--retries", "1000", "--window", "64K");
 	v = vmm("version=1.12", "regions=2", "pages=512");
 	vmm_join(v);
@@ -401,6 +372,23 @@ static void holes_between_bytes_are_zeros(void **state)
 	unlink(rig_path("trigger"));
 	assert_string_equal(tell(v, "seen"), "file");
 	expect_ok(v, "touch 0 1024 2");
+}
+
+/* What begins with a hole is not one. The first region begins in the file where the second ends: at block 5. */
+static void a_hole_and_bytes_are_read(void **state)
+{
+	struct vmm *v;
+
+	(void)state;
+	unreadable_kit(memory_file("mem", 10), false);
+	serve(uri(), "--retries", "1000", "--window", "16K");
+	v = vmm("version=1.12", "regions=2", "pages=5");
+	vmm_join(v);
+	expect_ok(v, "stare 1");
+	wait_figure("refetched", 2);
+	unlink(rig_path("trigger"));
+	assert_string_equal(tell(v, "seen"), "file");
+	expect_ok(v, "touch 0 10 1");
 }
 
 static const char *sparse_file(const char *name, uint64_t blocks)
@@ -422,7 +410,7 @@ static void holes_are_known_to_the_end(void **state)
 	struct vmm *v;
 
 	(void)state;
-	unreadable_kit(sparse_file("mem", 2 * pages));
+	unreadable_kit(sparse_file("mem", 2 * pages), false);
 	serve(uri(), "--retries", "1000");
 	snprintf(each, sizeof(each), "pages=%llu", (unsigned long long)pages);
 	v = vmm("version=1.12", "regions=2", each);
@@ -437,7 +425,7 @@ static void holes_are_forgotten_with_the_server(void **state)
 	struct vmm *v;
 
 	(void)state;
-	unreadable_kit(sparse_file("holes", PAGES));
+	unreadable_kit(sparse_file("holes", PAGES), false);
 	serve(uri(), "--retries", "1000", "--nbd-timeout", "100");
 	v = machine();
 	expect_ok(v, "zeros 0 1");
@@ -898,6 +886,7 @@ static const struct CMUnitTest tests[] = {
 	NBD(nobody_else_is_taken_for_the_server),
 	NBD(holes_are_not_read),
 	NBD(holes_between_bytes_are_zeros),
+	NBD(a_hole_and_bytes_are_read),
 	NBD(holes_are_known_to_the_end),
 	NBD(holes_are_forgotten_with_the_server),
 	NBD(an_error_of_the_server_is_the_pages),
