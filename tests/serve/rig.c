@@ -428,6 +428,13 @@ int case_end(void **state)
 	return 0;
 }
 
+size_t rig_often(size_t here, size_t in_guest)
+{
+	const char *vm = getenv("LIBUFFD_TEST_VM");
+
+	return vm && *vm ? in_guest : here;
+}
+
 /* What is tested is named by the build, or lies beside the tests. */
 static void find_programs(void)
 {

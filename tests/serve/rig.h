@@ -32,6 +32,9 @@ int case_begin(void **state);
 int case_end(void **state);
 #define CASE(test) cmocka_unit_test_setup_teardown(test, case_begin, case_end)
 
+/* How often to do what is worth so much repetition on a machine, and less of it in an emulated guest of the matrix. */
+size_t rig_often(size_t here, size_t in_guest);
+
 /* A name in the directory; stays until the end of the test. */
 const char *rig_path(const char *name);
 /* A memory file of the pattern of vmm.h, holes included; of so many blocks of the system's page size. */

@@ -18,6 +18,23 @@ static void needs_poison(void)
 	assert_int_equal(libuffd_probe(&caps), 0);
 }
 
+/* Before 6.6 there is none, and the policy means another thing. */
+static void needs_no_poison(void)
+{
+	struct libuffd_caps caps = LIBUFFD_CAPS_INIT;
+
+	assert_int_equal(libuffd_probe(&caps), 0);
+	if (caps.features & LIBUFFD_FEATURE_POISON)
+		SKIP("no-poison", "this kernel can poison");
+}
+
+/* Tell it, and do not wait for an answer that does not come. */
+static void tell_only(struct vmm *v, const char *what)
+{
+	fprintf(v->to, "%s\n", what);
+	fflush(v->to);
+}
+
 /* A machine whose second half of the memory is lost: the file is that of its second region only. */
 static struct vmm *with_half_a_file(const char *policy)
 {
@@ -61,6 +78,37 @@ static void lost_pages_are_poison_for_a_machine_that_has_never_heard_of_it(void 
 	vmm_join(v);
 	assert_int_equal(truncate(rig_path("mem"), 0), 0);
 	assert_string_equal(tell(v, "peek 3"), "sigbus");
+}
+
+static void without_poison_lost_pages_wait(void **state)
+{
+	struct vmm *v, *w;
+
+	(void)state;
+	needs_no_poison();
+	v = with_half_a_file("poison");
+	w = vmm("version=1.12", "regions=1");
+	vmm_join(w);
+	expect_ok(v, "touch 32 8 1");
+	expect_ok(v, "stare 3");
+	expect_words("failed", "waits");
+	expect_ok(v, "closed");
+	expect_ok(v, "forget");
+	expect_ok(w, "touch 0 32 2");
+	assert_string_equal(tell(v, "waits"), "yes");
+}
+
+static void it_is_told_that_there_is_no_poison(void **state)
+{
+	(void)state;
+	needs_no_poison();
+	memory_file("mem", PAGES);
+	serve_raw("--json", "--socket", rig_path("sock"), "--memory", rig_path("mem"));
+	expect_words("ready", "on error: fail, since this kernel cannot poison");
+	serve_forget();
+	serve_raw("--json", "--socket", rig_path("sock"), "--memory", rig_path("mem"), "--on-error",
+		  "kill");
+	expect_words("ready", "on error: kill\"");
 }
 
 static void whoever_lacks_a_page_is_killed(void **state)
@@ -132,6 +180,24 @@ static void an_unnamed_address_is_poison(void **state)
 	expect_ok(v, "touch 0 %d 2", PAGES);
 }
 
+static void without_poison_an_unnamed_address_waits(void **state)
+{
+	struct vmm *v, *w;
+
+	(void)state;
+	needs_no_poison();
+	serve(memory_file("mem", PAGES));
+	w = vmm("version=1.12");
+	vmm_join(w);
+	v = vmm("version=1.12");
+	vmm_join(v);
+	tell_only(v, "peek-outside");
+	expect_words("failed", "address of no region");
+	expect_ok(w, "touch 0 %d 2", PAGES);
+	vmm_kill(v);
+	expect_said("gone");
+}
+
 static void an_unnamed_address_is_death(void **state)
 {
 	struct vmm *v;
@@ -147,11 +213,12 @@ static void an_unnamed_address_is_death(void **state)
 /* It touched before the server knew of the region: that is no address that nobody named. */
 static void who_was_there_before_its_message_is_served(void **state)
 {
+	size_t rounds = rig_often(20, 4);
 	struct vmm *v;
 
 	(void)state;
 	serve(memory_file("mem", PAGES), "--on-error", "kill");
-	for (int i = 0; i < 20; i++) {
+	for (size_t i = 0; i < rounds; i++) {
 		v = vmm("version=1.12");
 		expect_ok(v, "stare 40");
 		vmm_join(v);
@@ -222,6 +289,31 @@ static void a_refused_machine_is_killed_where_that_is_the_policy(void **state)
 	tell(v, "say 1 [}");
 	assert_int_equal(vmm_died(v), SIGKILL);
 	expect_said("killed");
+}
+
+/*
+ * Its process lives, and has nothing to do with the machine any more: also if it is but another process of the same
+ * number.
+ */
+static void who_has_become_another_program_is_not_killed(void **state)
+{
+	struct vmm *v, *w;
+	size_t fds;
+
+	(void)state;
+	serve(memory_file("mem", PAGES), "--on-error", "kill");
+	w = vmm("version=1.12");
+	vmm_join(w);
+	fds = server_fds();
+	v = vmm("version=1.12");
+	expect_ok(v, "connect %s", rig_path("sock"));
+	expect_ok(v, "say 1 [{\"size\"");
+	assert_string_equal(tell(v, "exec"), "ready");
+	expect_words("refused", "in the middle of its message");
+	expect_fds(fds);
+	vmm_join(v);
+	expect_ok(v, "touch 0 %d 2", PAGES);
+	expect_ok(w, "touch 0 %d 2", PAGES);
 }
 
 /* ---- Signals --------------------------------------------------------------------------------------------- */
@@ -303,6 +395,25 @@ static void the_end_poisons_what_is_lacking(void **state)
 	expect_ok(v, "zeros 0 16");
 }
 
+static void without_poison_the_end_kills_who_cannot_wait(void **state)
+{
+	struct vmm *v, *w;
+
+	(void)state;
+	needs_no_poison();
+	serve(memory_file("mem", PAGES), "--drain", "0");
+	v = vmm("version=1.12");
+	vmm_join(v);
+	expect_ok(v, "forget");
+	w = vmm("version=1.12");
+	vmm_join(w);
+	assert_int_equal(serve_stop(SIGTERM), 1);
+	assert_int_equal(vmm_died(v), SIGKILL);
+	/* This one has its descriptor. */
+	expect_ok(w, "stare 3");
+	assert_string_equal(tell(w, "waits"), "yes");
+}
+
 static void the_end_kills_where_that_is_the_policy(void **state)
 {
 	struct vmm *v;
@@ -369,19 +480,24 @@ static void a_killed_server_leaves_a_name_that_the_next_takes(void **state)
 static const struct CMUnitTest tests[] = {
 	CASE(lost_pages_are_poison),
 	CASE(lost_pages_are_poison_for_a_machine_that_has_never_heard_of_it),
+	CASE(without_poison_lost_pages_wait),
+	CASE(it_is_told_that_there_is_no_poison),
 	CASE(whoever_lacks_a_page_is_killed),
 	CASE(whoever_lacks_a_page_waits),
 	CASE(a_failed_machine_does_not_come_back),
 	CASE(an_unnamed_address_is_poison),
+	CASE(without_poison_an_unnamed_address_waits),
 	CASE(an_unnamed_address_is_death),
 	CASE(who_was_there_before_its_message_is_served),
 	CASE(a_refused_machine_does_not_read_zeros),
 	CASE(a_refused_machine_may_come_again),
 	CASE(a_refused_machine_is_killed_where_that_is_the_policy),
+	CASE(who_has_become_another_program_is_not_killed),
 	CASE(the_end_waits_until_machines_have_all),
 	CASE(the_end_leaves_who_can_wait),
 	CASE(the_end_kills_who_cannot_wait),
 	CASE(the_end_poisons_what_is_lacking),
+	CASE(without_poison_the_end_kills_who_cannot_wait),
 	CASE(the_end_kills_where_that_is_the_policy),
 	CASE(a_second_signal_ends_at_once),
 	CASE(nobody_is_accepted_while_it_ends),

@@ -31,6 +31,7 @@
  *   forget               close the userfaultfd
  *   closed               "ok" when the other end has closed the connection
  *   hang-up              close the connection
+ *   exec                 become another program, of other memory, in the same process: answers "ready"
  */
 #ifndef TESTS_SERVE_VMM_H
 #define TESTS_SERVE_VMM_H

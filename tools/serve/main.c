@@ -30,10 +30,11 @@ static void begin_to_end(struct serve *sv)
 	}
 	sv->draining = true;
 	sv->drain_until = now_ns() + sv->o.drain_ns;
+	/* Before it is said: whoever hears it may try. */
+	listen_close();
 	notify("STOPPING=1\nSTATUS=Fetching what %zu machines lack", vm_count(sv, VM_SERVED));
 	say("draining", NULL, 0, "ending: nobody is accepted any more, %zu machines lack pages",
 	    vm_count(sv, VM_SERVED));
-	listen_close();
 	for (struct vm *vm = sv->vms; vm && sv->o.drain_ns; vm = vm->next)
 		if (vm->state == VM_SERVED)
 			vm_fill(sv, vm, 0);
@@ -208,6 +209,18 @@ static int start(struct serve *sv, struct why *why)
 	return ret;
 }
 
+static void say_ready(const struct serve *sv)
+{
+	bool cannot = sv->o.on_error == ON_ERROR_POISON && !sv->may_poison;
+
+	say("ready", NULL, 0, "serving %s: %.1f MiB, engine %s, on error: %s%s", sv->memory.name,
+	    (double)sv->memory.len / 1048576,
+	    libuffd_engine_name((uint32_t)libuffd_server_engine(sv->server)),
+	    on_error_name(cannot ? ON_ERROR_FAIL : sv->o.on_error),
+	    cannot ? ", since this kernel cannot poison" : "");
+	notify("READY=1\nSTATUS=Serving %s", sv->memory.name);
+}
+
 static uint64_t tick(struct serve *sv, uint64_t now)
 {
 	uint64_t again = SECOND, watchdog = notify_watchdog();
@@ -295,11 +308,7 @@ int main(int argc, char **argv)
 		end(sv);
 		return EXIT_TROUBLE;
 	}
-	say("ready", NULL, 0, "serving %s: %.1f MiB, engine %s, on error: %s", sv->memory.name,
-	    (double)sv->memory.len / 1048576,
-	    libuffd_engine_name((uint32_t)libuffd_server_engine(sv->server)),
-	    on_error_name(sv->o.on_error));
-	notify("READY=1\nSTATUS=Serving %s", sv->memory.name);
+	say_ready(sv);
 	ret = serve_on(sv);
 	if (ret == 0)
 		ret = sv->failure;

@@ -136,11 +136,17 @@ static void exited(struct watch *w, uint32_t events)
 
 /* ---- What becomes of one that cannot be served ---------------------------------------------- */
 
-/* Whether the kill is on its way. */
+/*
+ * Whether the kill is on its way. Whose memory is gone is no machine any more: it may have become another program, or
+ * before 6.5, where a socket's peer is known by number only, be another process.
+ */
 static bool kill_it(const struct vm *vm)
 {
-	int ret = peer_kill(&vm->peer);
+	int ret;
 
+	if (memory_is_gone(vm))
+		return false;
+	ret = peer_kill(&vm->peer);
 	if (ret < 0 && ret != -ESRCH)
 		say("error", &vm->peer, vm->id, "cannot be killed: %s", strerror(-ret));
 	else if (ret < 0)
@@ -183,11 +189,15 @@ void vm_reject(struct serve *sv, struct vm *vm, const char *why)
 	sv->refused_ever++;
 	take_up(vm);
 	give_up(sv, vm);
+	if (memory_is_gone(vm)) {
+		vm_free(sv, vm);
+		return;
+	}
 	/* What was kept stays so: another server, with another file perhaps, may do better. */
 	if (sv->o.on_error == ON_ERROR_KILL || *vm->kept)
 		return;
 	/* Whoever holds it himself waits without us. */
-	if (memory_is_gone(vm) || peer_holds(&vm->peer, vm_fd(vm)) == 1)
+	if (peer_holds(&vm->peer, vm_fd(vm)) == 1)
 		vm_free(sv, vm);
 }
 
