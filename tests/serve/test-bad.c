@@ -3,6 +3,7 @@
  * uffd-serve and what should not come: each is refused with a message that says who and why, the others are served
  * on, and nothing is left of it.
  */
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -357,6 +358,16 @@ static int connect_silently(void)
 	return sock;
 }
 
+/* More than a process may have by itself. */
+static void take_descriptors(void)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = limit.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
 /* Nobody who has something to say waits for them. */
 static void a_thousand_who_say_nothing_are_in_nobodys_way(void **state)
 {
@@ -366,6 +377,7 @@ static void a_thousand_who_say_nothing_are_in_nobodys_way(void **state)
 	int *sock = calloc(SILENT, sizeof(*sock));
 
 	(void)state;
+	take_descriptors();
 	bystander(args);
 	for (int i = 0; i < SILENT; i++)
 		sock[i] = connect_silently();
@@ -389,6 +401,7 @@ static void more_than_are_bearable_make_way(void **state)
 	int *sock = calloc(SILENT, sizeof(*sock));
 
 	(void)state;
+	take_descriptors();
 	bystander(args);
 	for (int i = 0; i < SILENT; i++)
 		sock[i] = connect_silently();

@@ -91,15 +91,15 @@ static void huge_pages_of_2_0(void **state)
 	huge_pages_of_a_version("2.0");
 }
 
-/* One server, so many machines as there are places to cut. */
+/* One server, so many machines as there are places to cut. No kernel's matter is which. */
 static void a_message_may_be_cut_anywhere(void **state)
 {
-	size_t len;
+	size_t len, step = rig_often(1, 47);
 
 	(void)state;
 	serve(memory_file("mem", 2), "--quiet");
 	len = strlen(tell(vmm("version=1.12", "pages=1"), "message"));
-	for (size_t at = 1; at < len; at++) {
+	for (size_t at = 1; at < len; at += step) {
 		struct vmm *v = vmm("version=1.12", "pages=1");
 
 		expect_ok(v, "connect %s", rig_path("sock"));
@@ -154,13 +154,16 @@ static void one_piece_may_end_a_message_and_begin_the_next(void **state)
 
 static void more_regions_than_fit_one_buffer_are_served(void **state)
 {
+	size_t regions = rig_often(1000, 300);
+	char arg[32];
 	struct vmm *v;
 
 	(void)state;
-	serve(memory_file("mem", 1000));
-	v = vmm("version=1.12", "regions=1000", "pages=1");
+	serve(memory_file("mem", regions));
+	snprintf(arg, sizeof(arg), "regions=%zu", regions);
+	v = vmm("version=1.12", arg, "pages=1");
 	vmm_join(v);
-	expect_ok(v, "touch 0 1000 4");
+	expect_ok(v, "touch 0 %zu 4", regions);
 	expect_said("complete");
 }
 
@@ -226,33 +229,36 @@ static void a_machine_may_connect_again(void **state)
 
 static void threads_of_a_machine_touch_at_once(void **state)
 {
+	size_t pages = rig_often(2048, 512);
+	char arg[32];
 	struct vmm *v;
 
 	(void)state;
-	serve(memory_file("mem", 2048));
-	v = vmm("version=1.12", "pages=1024");
+	serve(memory_file("mem", pages));
+	snprintf(arg, sizeof(arg), "pages=%zu", pages / 2);
+	v = vmm("version=1.12", arg);
 	vmm_join(v);
-	expect_ok(v, "touch 0 2048 8");
+	expect_ok(v, "touch 0 %zu 8", pages);
 	expect_said("complete");
 }
 
 static void many_machines_are_served_at_once(void **state)
 {
 	struct vmm *v[16];
-	size_t fds;
+	size_t fds, n = rig_often(ARRAY_SIZE(v), 3);
 
 	(void)state;
 	serve(memory_file("mem", PAGES));
 	fds = server_fds();
-	for (size_t i = 0; i < ARRAY_SIZE(v); i++) {
+	for (size_t i = 0; i < n; i++) {
 		v[i] = vmm(i % 2 ? "version=1.7" : "version=2.0");
 		vmm_join(v[i]);
 	}
-	for (size_t i = 0; i < ARRAY_SIZE(v); i++)
+	for (size_t i = 0; i < n; i++)
 		expect_ok(v[i], "touch %zu 8 2", i);
-	for (size_t i = 0; i < ARRAY_SIZE(v); i++)
+	for (size_t i = 0; i < n; i++)
 		verified(v[i]);
-	for (size_t i = 0; i < ARRAY_SIZE(v); i++)
+	for (size_t i = 0; i < n; i++)
 		vmm_kill(v[i]);
 	expect_fds(fds);
 }
