@@ -239,6 +239,12 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
  * not reads as zeros after either.
  */
 #define LIBUFFD_REGION_SHARED (1u << 5)
+/*
+ * Whoever touches a page that is read-write-protected (MODE_RWP, for which the range was registered by other means) waits:
+ * until somebody takes the protection off (LIBUFFD_ANSWER_RWUNPROTECT), or lets the kernel record accesses again, as
+ * libuffd_workingset_thaw() does. Without this the server lets him through at once, and nobody waits for more than that.
+ */
+#define LIBUFFD_REGION_HOLD (1u << 6)
 
 struct libuffd_region {
 	uint32_t size;

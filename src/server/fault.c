@@ -471,7 +471,9 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 	uint64_t i;
 
 	if (fault->flags & LIBUFFD_FAULT_RWP) {
-		v->bare = LIBUFFD_ANSWER_RWUNPROTECT;
+		/* Who holds him lets him go, without asking whether his message was read. */
+		v->nothing = p && p->region->cfg.flags & LIBUFFD_REGION_HOLD;
+		v->bare = v->nothing ? 0 : LIBUFFD_ANSWER_RWUNPROTECT;
 		return;
 	}
 	if (!p) {

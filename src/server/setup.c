@@ -23,9 +23,10 @@ _Static_assert(sizeof(struct libuffd_region) > REGION_LEAST, "128 bytes were the
 #define MOST_RETRY_NS UINT64_C(60000000000)
 #define MOST_WINDOW (UINT64_C(32) << 20)
 #define MOST_AHEAD (UINT64_C(256) << 20)
-#define REGION_FLAGS                                                          \
-	(LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_WP | LIBUFFD_REGION_GROWS | \
-	 LIBUFFD_REGION_UNREGISTER | LIBUFFD_REGION_STATE | LIBUFFD_REGION_SHARED)
+#define REGION_FLAGS                                                                \
+	(LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_WP | LIBUFFD_REGION_GROWS |       \
+	 LIBUFFD_REGION_UNREGISTER | LIBUFFD_REGION_STATE | LIBUFFD_REGION_SHARED | \
+	 LIBUFFD_REGION_HOLD)
 #define REGION_MODES (LIBUFFD_MODE_MISSING | LIBUFFD_MODE_WP | LIBUFFD_MODE_MINOR)
 
 /* ---- Spaces --------------------------------------------------------------------------------------- */

@@ -70,7 +70,8 @@ class Example:
             self.needs |= {"user-mode"} if "USER_MODE_OK" in code else {"open"}
 
     def library(self):
-        return "libuffd-server" if "uffd/server.h" in self.code else "libuffd"
+        # Every header but the core's two is the server library's.
+        return "libuffd-server" if re.search(r"#include <uffd/(?!uffd|version)", self.code) else "libuffd"
 
 
 def try_it(stage, example, there):

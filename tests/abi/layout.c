@@ -8,6 +8,7 @@
 #endif
 #include <uffd/uffd.h>
 #include <uffd/server.h>
+#include <uffd/workingset.h>
 #if defined(KERNEL_LAST)
 #include <linux/userfaultfd.h>
 #endif
@@ -186,6 +187,22 @@ AT(libuffd_stats, latency_max_ns, 224);
 AT(libuffd_stats, latency, 232);
 AT(libuffd_stats, prefetch_wasted, 488);
 
+SAME(sizeof(struct libuffd_workingset_opts), 24);
+AT(libuffd_workingset_opts, flags, 4);
+AT(libuffd_workingset_opts, pid, 8);
+AT(libuffd_workingset_opts, chunk, 16);
+
+SAME(sizeof(struct libuffd_workingset_area), 40);
+AT(libuffd_workingset_area, flags, 4);
+AT(libuffd_workingset_area, start, 8);
+AT(libuffd_workingset_area, len, 16);
+AT(libuffd_workingset_area, page_size, 24);
+AT(libuffd_workingset_area, offset, 32);
+
+SAME(sizeof(struct libuffd_workingset_range), 24);
+AT(libuffd_workingset_range, end, 8);
+AT(libuffd_workingset_range, offset, 16);
+
 #if defined(KERNEL_FIRST) || defined(KERNEL_LAST)
 /* Names of ours and of the kernel's side by side, and equal where both have them. */
 SAME(LIBUFFD_FEATURE_SIGBUS, UFFD_FEATURE_SIGBUS);
@@ -207,6 +224,8 @@ int main(void)
 	struct libuffd_region region = LIBUFFD_REGION_INIT;
 	struct libuffd_fill_opts fill = LIBUFFD_FILL_OPTS_INIT;
 	struct libuffd_stats stats = LIBUFFD_STATS_INIT;
+	struct libuffd_workingset_opts ws = LIBUFFD_WORKINGSET_OPTS_INIT;
+	struct libuffd_workingset_area area = LIBUFFD_WORKINGSET_AREA_INIT;
 
 	return !(opts.size == sizeof(opts) && !opts.report && caps.size == sizeof(caps) &&
 		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args) &&
@@ -214,5 +233,6 @@ int main(void)
 		 !server.notice && !server.ctx && space.size == sizeof(space) &&
 		 space.pidfd == -1 && region.size == sizeof(region) && !region.source &&
 		 !region.ahead && fill.size == sizeof(fill) && !fill.rate &&
+		 ws.size == sizeof(ws) && !ws.chunk && area.size == sizeof(area) && !area.offset &&
 		 stats.size == sizeof(stats) && !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
 }

@@ -40,11 +40,11 @@ def run(*argv, **options):
 
 pages = mdoc.pages(glob.glob(os.path.join(args.source, "man", "*.[0-9]")))
 names = {(name, page.number): page for page in pages for name in page.names()}
-headers = {name: read(f"include/uffd/{name}") for name in ("uffd.h", "server.h")}
+headers = {os.path.basename(path): read(path) for path in sorted(
+    glob.glob("include/uffd/*.h", root_dir=args.source), key=lambda path: (not path.endswith("/uffd.h"), path))}
 version_h = read("include/uffd/version.h.in")
-maps = {"uffd.h": read("src/core/libuffd.map"), "server.h": read("src/server/libuffd-server.map")}
-exported = {symbol: header for header, script in maps.items()
-            for symbol in re.findall(r"^\t(libuffd_\w+);", script, re.M)}
+exported = {symbol: header for header, text in headers.items()
+            for symbol in re.findall(r"LIBUFFD_EXPORT[^;(]*?\b(libuffd_\w+)\s*\(", text)}
 
 
 # ---- What the tools say ---------------------------------------------------------------------------------

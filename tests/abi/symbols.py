@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What the header declares, the version script exports and the library has: one and the same.
+"""What the headers declare, the version script exports and the library has: one and the same.
 
-For each library, TAP on standard output. PREFIXES (with commas between) are those of the names that cross
-its files; NEEDED are libraries that it may need besides libc.
+For each library, TAP on standard output. HEADERS and PREFIXES have commas between; the latter are those of the names
+that cross its files; NEEDED are libraries that it may need besides libc.
 """
 import argparse
 import re
@@ -33,13 +33,15 @@ def nm(*args):
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-for argument in ("header", "map", "library", "archive", "soname", "prefixes"):
+for argument in ("headers", "map", "library", "archive", "soname", "prefixes"):
     parser.add_argument(argument)
 parser.add_argument("needed", nargs="*")
 args = parser.parse_args()
 
-header = open(args.header, encoding="utf-8").read()
-code = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+code = ""
+for header in args.headers.split(","):
+    with open(header, encoding="utf-8") as f:
+        code += re.sub(r"/\*.*?\*/", "", f.read(), flags=re.S)
 declared = set(re.findall(r"LIBUFFD_EXPORT[^;(]*?\b(libuffd_\w+)\(", code))
 prototypes = set(re.findall(r"\b(libuffd_\w+)\s*\(", code))
 script = open(args.map, encoding="utf-8").read()
@@ -50,9 +52,9 @@ for fields in nm("-D", "--defined-only", args.library):
     if fields[-2] != "A":  # the version nodes themselves
         exported[name] = version
 
-check("every prototype of the header is marked for export", differences(
+check("every prototype of the headers is marked for export", differences(
     "prototypes", prototypes, "exports", declared))
-check("header = version script", differences("header", declared, "map", mapped))
+check("headers = version script", differences("headers", declared, "map", mapped))
 check("version script = nm -D", differences("map", mapped, "library", set(exported)))
 check("every symbol has a version", [s for s, v in exported.items() if not v])
 nodes = re.findall(r"^(LIBUFFD_[A-Z_]*[\d.]+) \{", script, flags=re.M)
