@@ -432,6 +432,28 @@ LIBUFFD_EXPORT int libuffd_server_drain(struct libuffd_server *s, int64_t timeou
 LIBUFFD_EXPORT int libuffd_server_prefetch(struct libuffd_server *s, uint64_t region,
 					   uint64_t offset, uint64_t len);
 
+/*
+ * Pages go back into the source, so that memory can do without them: [offset, offset + len) of the region count as not
+ * supplied from now on, and come from the source when they are touched and missing. In this order: keep the program
+ * from writing to the pages (libuffd_workingset_freeze() and LIBUFFD_REGION_HOLD); write them to where the source
+ * reads; call this; take them out of memory (fallocate(2) with FALLOC_FL_PUNCH_HOLE, say); let the program go on. So
+ * whoever touches one finds it in memory, or what was written: bytes that were read from the source before it
+ * was written to are never put in their place.
+ *
+ * *@done (not NULL) gets how far this came, in bytes from offset; what lies behind stays as it was: leave that in memory.
+ * What the program removed (FEATURE_EVENT_REMOVE) stays removed; MADV_DONTNEED by the caller is told as such, and so is
+ * no way to take pages out with that feature. It is not told again when all of the region has been supplied.
+ * With events of the layout it waits for the turn that the loop is in, so do not hold what a callback waits for.
+ *   -EINVAL  NULL, an unknown flag, unaligned, empty or beyond the end of the region; a region without a source, or with
+ *            LIBUFFD_REGION_UNREGISTER; a space with FEATURE_SIGBUS
+ *   -ENOENT  no such region, or its space is no more, or has failed; or all of it was unmapped
+ *   -EBUSY   a forked child has the region, too
+ *   -EAGAIN  the page at offset + *@done is on its way from the source: pass over it, or try again a little later
+ */
+LIBUFFD_EXPORT int libuffd_server_put_back(struct libuffd_server *s, uint64_t region,
+					   uint64_t offset, uint64_t len, uint64_t flags,
+					   uint64_t *done);
+
 struct libuffd_fill_opts {
 	uint32_t size;
 	uint32_t flags; /* none yet */
@@ -509,7 +531,7 @@ LIBUFFD_EXPORT int libuffd_source_zero(struct libuffd_source **out);
  * buffers whose pages the ring holds on to: 4 MiB a thread of RLIMIT_MEMLOCK, or they do without. Holes become
  * zero pages (or fall through to the next of a chain); looking for them moves the descriptor's file
  * offset. A last page that the file fills in part only is completed with zeros. The file must not
- * change while it is served: if it got shorter, the fetch fails with -EIO.
+ * change while it is served, but as libuffd_server_put_back() says: if it got shorter, the fetch fails with -EIO.
  *   -EINVAL NULL; -EBADF not open for reading; -ESPIPE it cannot be read at an offset; -EMFILE -ENOMEM
  */
 LIBUFFD_EXPORT int libuffd_source_file(int fd, struct libuffd_source **out);

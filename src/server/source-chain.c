@@ -65,7 +65,15 @@ static void chain_destroy(struct libuffd_source *src)
 	free(c);
 }
 
-static const struct srv_source_ops chain_ops = { chain_plan, chain_destroy };
+static void chain_changed(struct libuffd_source *src)
+{
+	struct chain *c = (struct chain *)src;
+
+	for (size_t i = 0; i < c->n; i++)
+		srv_source_changed(c->layers[i]);
+}
+
+static const struct srv_source_ops chain_ops = { chain_plan, chain_destroy, chain_changed };
 
 int libuffd_source_chain(struct libuffd_source *const *sources, size_t n,
 			 struct libuffd_source **out)

@@ -208,7 +208,7 @@ static void custom_destroy(struct libuffd_source *src)
 	free(c);
 }
 
-static const struct srv_source_ops custom_ops = { custom_plan, custom_destroy };
+static const struct srv_source_ops custom_ops = { custom_plan, custom_destroy, NULL };
 
 int libuffd_source_custom(void (*fetch)(void *ctx, const struct libuffd_request *req), void *ctx,
 			  uint64_t len, struct libuffd_source **out)

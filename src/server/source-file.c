@@ -25,6 +25,7 @@ struct file {
 	bool direct;	       /* O_DIRECT */
 	atomic_bool no_nowait; /* the file cannot be read without waiting */
 	pthread_mutex_t lock;  /* of what follows */
+	uint64_t changes;      /* to the file, that were told of */
 	struct run run;	       /* that was looked up last: a dense file is one, and is asked once */
 };
 
@@ -95,6 +96,7 @@ static int file_plan(struct libuffd_source *src, uint64_t offset, uint64_t len,
 		     struct srv_extent *out)
 {
 	struct file *f = (struct file *)src;
+	uint64_t changes;
 	struct run run;
 	int err;
 
@@ -104,13 +106,16 @@ static int file_plan(struct libuffd_source *src, uint64_t offset, uint64_t len,
 	}
 	pthread_mutex_lock(&f->lock);
 	run = f->run;
+	changes = f->changes;
 	pthread_mutex_unlock(&f->lock);
 	if (offset < run.start || offset >= run.end) {
 		err = look(f, page_start(offset), &run);
 		if (err)
 			return err;
 		pthread_mutex_lock(&f->lock);
-		f->run = run;
+		/* It may have been looked up before the change. */
+		if (f->changes == changes)
+			f->run = run;
 		pthread_mutex_unlock(&f->lock);
 	}
 	out->len = least(len, run.end - offset);
@@ -206,7 +211,19 @@ static void file_destroy(struct libuffd_source *src)
 	free(f);
 }
 
-static const struct srv_source_ops file_ops = { file_plan, file_destroy };
+/* A block device has no holes, whatever is written to it. */
+static void file_changed(struct libuffd_source *src)
+{
+	struct file *f = (struct file *)src;
+
+	pthread_mutex_lock(&f->lock);
+	f->changes++;
+	if (f->run.end != UINT64_MAX)
+		f->run = (struct run){ 0, 0, false };
+	pthread_mutex_unlock(&f->lock);
+}
+
+static const struct srv_source_ops file_ops = { file_plan, file_destroy, file_changed };
 
 /* Can it be read at offsets, how, and how long is it? */
 static int measure(struct file *f, uint64_t *len)

@@ -42,8 +42,8 @@ static void destroy(struct libuffd_source *src)
 	free(src);
 }
 
-static const struct srv_source_ops memory_ops = { memory_plan, destroy };
-static const struct srv_source_ops zero_ops = { zero_plan, destroy };
+static const struct srv_source_ops memory_ops = { memory_plan, destroy, NULL };
+static const struct srv_source_ops zero_ops = { zero_plan, destroy, NULL };
 
 int libuffd_source_memory(const void *addr, uint64_t len, struct libuffd_source **out)
 {

@@ -27,6 +27,12 @@ void libuffd_source_unref(struct libuffd_source *src)
 		src->ops->destroy(src);
 }
 
+void srv_source_changed(struct libuffd_source *src)
+{
+	if (src->ops->changed)
+		src->ops->changed(src);
+}
+
 /*
  * An answer is whole pages, so an extent is too. The exception is the page in which memory or a custom
  * source ends: its bytes are an extent, and the zeros behind them another.

@@ -344,6 +344,8 @@ struct srv_source_ops {
 	int (*plan)(struct libuffd_source *src, uint64_t offset, uint64_t len,
 		    struct srv_extent *out);
 	void (*destroy)(struct libuffd_source *src);
+	/* What is remembered of it may not be true any more. NULL: nothing is. */
+	void (*changed)(struct libuffd_source *src);
 };
 
 /* Each kind of source begins with this. */
@@ -354,6 +356,8 @@ struct libuffd_source {
 	uint64_t page;
 };
 
+/* The caller has written to it: what is planned from now on knows of that. */
+void srv_source_changed(struct libuffd_source *src);
 void srv_source_init(struct libuffd_source *src, const struct srv_source_ops *ops, uint64_t len);
 /* Never NOTHING: what nobody has is ZERO. Extents are cut at whole system pages. */
 int srv_source_plan(struct libuffd_source *src, uint64_t offset, uint64_t len,
