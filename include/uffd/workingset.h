@@ -53,7 +53,8 @@ struct libuffd_workingset_opts {
 	uint32_t reserved; /* zero */
 	/*
 	 * Most bytes to arm in one go: so long everybody waits who wants the lock of the address space. At least a page.
-	 * 0: 16 MiB, which takes about a tenth of a millisecond.
+	 * 0: 16 MiB, which takes about a tenth of a millisecond, or a huge page where those are larger: a smaller chunk splits
+	 * the transparent ones.
 	 */
 	uint64_t chunk;
 };

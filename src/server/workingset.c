@@ -46,6 +46,17 @@ struct libuffd_workingset {
 	uint64_t page_size; /* of the system */
 };
 
+/*
+ * Protecting a part of a transparent huge page splits it, so chunks are no smaller than the largest that there are, and lie
+ * as those do.
+ */
+static uint64_t default_chunk(uint64_t page)
+{
+	uint64_t huge = page / sizeof(uint64_t) * page;
+
+	return huge > CHUNK ? huge : CHUNK;
+}
+
 /* ---- Opening ----------------------------------------------------------------------------------------------- */
 
 static int open_pagemap(pid_t pid)
@@ -105,8 +116,8 @@ int libuffd_workingset_open(const struct libuffd *u, const struct libuffd_workin
 		return -ENOMEM;
 	ws->u = u;
 	ws->pagemap = -1;
-	ws->chunk = own.chunk ? own.chunk : CHUNK;
 	ws->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+	ws->chunk = own.chunk ? own.chunk : default_chunk(ws->page_size);
 	atomic_init(&ws->frozen, false);
 	ret = open_process(ws, own.pid);
 	if (ret == 0)
@@ -231,12 +242,17 @@ static int pass_hole(struct libuffd_workingset *ws, uint64_t page, uint64_t *at,
 	return 0;
 }
 
+/* In one piece, so that no huge page is split; and where that does not go, as far as it does. */
 static int arm_chunk(struct libuffd_workingset *ws, uint64_t page, uint64_t *at, uint64_t len)
 {
 	struct libuffd_answer a = LIBUFFD_ANSWER_INIT;
 	size_t done = 0;
 	int ret;
 
+	if (libuffd_rwprotect(ws->u, *at, (size_t)len, LIBUFFD_RWPROTECT_RWP) == 0) {
+		*at += len;
+		return 0;
+	}
 	a.kind = LIBUFFD_ANSWER_RWPROTECT;
 	a.start = *at;
 	a.len = len;
@@ -246,12 +262,21 @@ static int arm_chunk(struct libuffd_workingset *ws, uint64_t page, uint64_t *at,
 	return ret;
 }
 
+static uint64_t chunk_at(const struct libuffd_workingset *ws, uint64_t page, uint64_t at)
+{
+	uint64_t chunk = ws->chunk & ~(page - 1);
+
+	if (!chunk)
+		chunk = page;
+	return chunk - at % chunk;
+}
+
 int libuffd_workingset_arm(struct libuffd_workingset *ws,
 			   const struct libuffd_workingset_area *from_area, uint64_t from,
 			   uint64_t *walked)
 {
 	struct libuffd_workingset_area area;
-	uint64_t end, at = from, chunk;
+	uint64_t end, at = from;
 	int ret;
 
 	if (!walked)
@@ -260,10 +285,9 @@ int libuffd_workingset_arm(struct libuffd_workingset *ws,
 	ret = get_area(ws, from_area, from, &area, &end);
 	if (ret < 0)
 		return ret;
-	chunk = ws->chunk & ~(area.page_size - 1);
-	if (!chunk)
-		chunk = area.page_size;
 	while (ret == 0 && at < end) {
+		uint64_t chunk = chunk_at(ws, area.page_size, at);
+
 		ret = arm_chunk(ws, area.page_size, &at, least(chunk, end - at));
 		if (ret == -ENOENT)
 			ret = pass_hole(ws, area.page_size, &at, end);

@@ -57,8 +57,10 @@ static struct {
 	bool too_far;	       /* scans end a page behind what they were asked for */
 	unsigned int patience; /* pages after which a scan stops; 0: none */
 	uint64_t longest;      /* bytes protected in one go */
-	uint64_t stop_at;      /* the layout changes when this page is to be protected; 0: never */
-	size_t use;	       /* a page to be used when pagemap is read next; 0: none */
+	uint64_t protected_at[8];
+	unsigned int protects;
+	uint64_t stop_at; /* the layout changes when this page is to be protected; 0: never */
+	size_t use;	  /* a page to be used when pagemap is read next; 0: none */
 	unsigned int scanners, files;
 	char path[64];
 	pid_t pid;
@@ -110,9 +112,24 @@ static int protect(size_t first, size_t n)
 		return -ENOENT;
 	for (size_t i = first; i < first + n && i < PAGES; i++)
 		kernel.pages[i].protect |= page_at(i).there != ABSENT;
+	if (kernel.protects < ARRAY_SIZE(kernel.protected_at))
+		kernel.protected_at[kernel.protects++] = BASE + first * page;
 	if (n * page > kernel.longest)
 		kernel.longest = n * page;
 	return 0;
+}
+
+int libuffd_rwprotect(const struct libuffd *u, uint64_t start, size_t len, uint64_t flags)
+{
+	size_t first = index_of(start), n = (size_t)(len / page);
+
+	assert_non_null(u);
+	assert_int_equal(flags, LIBUFFD_RWPROTECT_RWP);
+	if (kernel.resolve_error)
+		return kernel.resolve_error;
+	if (kernel.stop_at && first <= kernel.stop_at && kernel.stop_at < first + n)
+		return -EAGAIN;
+	return protect(first, n);
 }
 
 /* As the core does it: what is refused is halved, until a page is left. */
@@ -516,7 +533,7 @@ static void closing_thaws(void **state)
 static void arming_goes_in_chunks(void **state)
 {
 	struct libuffd_workingset_opts opts = LIBUFFD_WORKINGSET_OPTS_INIT;
-	const uint64_t chunks[] = { 1, page, 5 * page + 1, 1000 * page };
+	const uint64_t chunks[] = { 1, page, 5 * page + 1, 1024 * page };
 	const uint64_t pages[] = { 1, 1, 5, PAGES };
 
 	(void)state;
@@ -535,6 +552,24 @@ static void expect_protected(size_t first, const char *letters)
 {
 	for (size_t i = 0; letters[i]; i++)
 		assert_int_equal(page_at(first + i).protect, letters[i] == 'p');
+}
+
+/* What is huge is not split by a chunk that ends in its middle. */
+static void chunks_lie_as_huge_pages_do(void **state)
+{
+	struct libuffd_workingset_opts opts = LIBUFFD_WORKINGSET_OPTS_INIT;
+	struct libuffd_workingset_area a = area_of(5, 20);
+	uint64_t walked;
+
+	(void)state;
+	libuffd_workingset_close(ws);
+	opts.chunk = 8 * page;
+	assert_int_equal(libuffd_workingset_open(&plain_uffd, &opts, &ws), 0);
+	assert_int_equal(libuffd_workingset_arm(ws, &a, a.start, &walked), 0);
+	for (unsigned int i = 0; i < kernel.protects; i++)
+		if (i)
+			assert_int_equal(kernel.protected_at[i] % (8 * page), 0);
+	assert_int_equal(kernel.protects, 4);
 }
 
 static void holes_are_passed_over_and_strangers_are_not(void **state)
@@ -812,6 +847,7 @@ int main(void)
 		WITH_ONE(freezing_and_thawing),
 		WITH_ONE(closing_thaws),
 		WITH_ONE(arming_goes_in_chunks),
+		WITH_ONE(chunks_lie_as_huge_pages_do),
 		WITH_ONE(holes_are_passed_over_and_strangers_are_not),
 		WITH_ONE(arming_stops_where_it_is_told_to),
 		WITH_ONE(what_is_not_watched_is_neither),
