@@ -157,7 +157,7 @@ static int move(struct srv_fetch *f, uint64_t address, uint64_t len, const void 
 {
 	const struct srv_space *sp = f->port->space;
 
-	if (f->answer != LIBUFFD_ANSWER_COPY || f->flags || data != f->buf || !f->buf_len ||
+	if (f->answer != LIBUFFD_ANSWER_COPY || data != f->buf || !f->buf_len ||
 	    f->loop->pool.small_pages || len != SRV_MOVE_LEN ||
 	    (address | (uintptr_t)data) & (SRV_MOVE_LEN - 1) ||
 	    !(sp->features & LIBUFFD_FEATURE_MOVE) || sp->owned)
@@ -225,8 +225,8 @@ static int poison_everywhere(struct srv_fetch *f, uint64_t first, uint64_t n)
  * One answer, by the call that tells most: what it comes to for a page that is there already is
  * libuffd_resolve()'s to get right.
  */
-static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data,
-		       size_t *done, uint64_t *present)
+static int answer_with(struct srv_fetch *f, uint64_t address, uint64_t len, uint64_t flags,
+		       const void *data, size_t *done, uint64_t *present)
 {
 	const struct libuffd *u = f->port->space->u;
 	struct libuffd_answer a = LIBUFFD_ANSWER_INIT;
@@ -235,14 +235,14 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 
 	*done = 0;
 	*present = 0;
-	ret = move(f, address, len, data, done);
+	ret = flags ? -EINVAL : move(f, address, len, data, done);
 	if (ret == 0 || *done)
 		return ret;
 	if (f->answer == LIBUFFD_ANSWER_COPY) {
 		bring_in(f, data, len);
-		ret = libuffd_copy(u, address, data, (size_t)len, f->flags, done);
+		ret = libuffd_copy(u, address, data, (size_t)len, flags, done);
 	} else if (f->answer == LIBUFFD_ANSWER_CONTINUE) {
-		ret = libuffd_continue(u, address, (size_t)len, f->flags, done);
+		ret = libuffd_continue(u, address, (size_t)len, flags, done);
 	} else if (f->answer == LIBUFFD_ANSWER_POISON) {
 		ret = poison(f, address, len, done);
 	}
@@ -254,7 +254,7 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	/* Of a page that is there already, that page alone, so that it can be counted. */
 	*present = ret == -EEXIST;
 	a.kind = f->answer;
-	a.flags = f->flags;
+	a.flags = flags;
 	a.page_size = UINT64_C(1) << f->page_shift;
 	a.start = address + *done;
 	a.len = *present ? a.page_size : len - *done;
@@ -263,6 +263,29 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	*done += more;
 	if (ret < 0)
 		*present = 0;
+	return ret;
+}
+
+/*
+ * Where a watch keeps account, what has not been written is to be protected: bytes go in so. What lets a write through,
+ * or may (CONTINUE takes the flag since 6.4 only), does that with the account's knowledge.
+ */
+static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data,
+		       size_t *done, uint64_t *present)
+{
+	struct srv_space *sp = f->port->space;
+	bool bytes = f->answer == LIBUFFD_ANSWER_COPY || f->answer == LIBUFFD_ANSWER_ZERO;
+	uint64_t flags = f->flags;
+	bool open = false;
+	int ret;
+
+	if (bytes && srv_tracked(sp, address, len, NULL))
+		flags |= LIBUFFD_RESOLVE_WP;
+	else if (!bytes && !(flags & LIBUFFD_RESOLVE_WP))
+		open = srv_track_open(sp, address, len);
+	ret = answer_with(f, address, len, flags, data, done, present);
+	if (open)
+		srv_track_opened(sp);
 	return ret;
 }
 

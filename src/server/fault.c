@@ -279,8 +279,9 @@ static void unknown(struct srv_port *port, const struct libuffd_fault *fault, ui
 	struct srv_space *sp = port->space;
 	unsigned int shift = (unsigned int)__builtin_ctzll(sp->page_size);
 	uint64_t address = fault->address & ~(uint64_t)(sp->page_size - 1);
+	bool watched = fault->flags & LIBUFFD_FAULT_WP && srv_tracked(sp, address, 1, &shift);
 
-	srv_count(&port->loop->server->counters, SRV_FAULTS_UNKNOWN, 1);
+	srv_count(&port->loop->server->counters, watched ? SRV_FAULTS_WP : SRV_FAULTS_UNKNOWN, 1);
 	if (fault->flags & (LIBUFFD_FAULT_WP | LIBUFFD_FAULT_RWP)) {
 		/* No bytes are at stake. */
 		answer_bare(port, NULL, address, 1, shift,

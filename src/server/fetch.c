@@ -675,6 +675,16 @@ void srv_await_events(struct srv_space *sp)
 	atomic_fetch_sub(&s->waiters, 1);
 }
 
+void srv_await_turns(struct libuffd_server *s)
+{
+	if (srv_loop_here(s))
+		return;
+	atomic_fetch_add(&s->waiters, 1);
+	for (unsigned int i = 0; i < s->nloops; i++)
+		await_turn(s, &s->loops[i]);
+	atomic_fetch_sub(&s->waiters, 1);
+}
+
 void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_space *sp)
 {
 	struct srv_loop *here = srv_loop_here(s);

@@ -97,6 +97,7 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 	sp->exit.readable = process_exited;
 	atomic_init(&sp->refs, 1);
 	pthread_mutex_init(&sp->lock, NULL);
+	pthread_mutex_init(&sp->track_lock, NULL);
 	ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 	if (ret == 0)
 		ret = make_ports(sp);
@@ -134,6 +135,7 @@ void srv_space_unref(struct srv_space *sp)
 		close(sp->exit.fd);
 	if (sp->owned)
 		libuffd_close(sp->u);
+	pthread_mutex_destroy(&sp->track_lock);
 	pthread_mutex_destroy(&sp->lock);
 	free(sp);
 }
@@ -571,6 +573,7 @@ static void removed(struct srv_space *sp, const struct libuffd_span *span)
 	pthread_mutex_unlock(&sp->lock);
 	if (sp->features & LIBUFFD_FEATURE_EVENT_FORK)
 		removed_of_relatives(sp, span);
+	srv_track_gone(sp, span->start, span->end);
 }
 
 /* A callback in the middle of a batch may have ended the space, and its userfaultfd may be closed. */
@@ -590,6 +593,7 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 		srv_heir_emptied(&sp->heir, &sp->map, span, true);
 	n = srv_moves_unmapped(&sp->events, &sp->map, span->start, span->end);
 	pthread_mutex_unlock(&sp->lock);
+	srv_track_gone(sp, span->start, span->end);
 	srv_count(space_counters(sp), SRV_UNMAPPED_PAGES, n);
 	sp->moves++;
 	/* munmap wakes nobody. */
@@ -611,6 +615,8 @@ static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 	if (srv_is_heir(&sp->heir))
 		srv_heir_remapped(&sp->heir, &sp->events, remap, known);
 	pthread_mutex_unlock(&sp->lock);
+	srv_track_gone(sp, remap->from, remap->from + remap->len);
+	srv_track_gone(sp, remap->to, remap->to + remap->len);
 	srv_count(space_counters(sp), SRV_REMAPS, 1);
 	sp->moves++;
 	/* Who waits at the old address has nothing to wait for there. */

@@ -11,9 +11,10 @@
  *   region   what the caller asked for: source, page size, policy; counted
  *   pages    the state of each page of one region in one space
  *   fetch    some pages on their way, from the fault (or the wish) to the wake
+ *   track    which pages of a watched range may have been written
  *
  * Locks: server->lock before space->lock; neither is held during a callback, an ioctl that answers, or a
- * read. A page that is PENDING belongs to exactly one fetch.
+ * read. (A leaf is held over some answers: track.c.) A page that is PENDING belongs to exactly one fetch.
  */
 #ifndef LIBUFFD_SRV_H
 #define LIBUFFD_SRV_H
@@ -33,6 +34,7 @@ struct srv_fetch;
 struct srv_loop;
 struct srv_port;
 struct srv_space;
+struct srv_track;
 
 /* ---- regions.c: what lies where, and what became of each page --------------------------------- */
 
@@ -512,6 +514,8 @@ void srv_await_bytes(struct libuffd_server *s, struct srv_region *r, struct srv_
  * was read, and may be here already. Loops do not wait for themselves.
  */
 void srv_await_events(struct srv_space *sp);
+/* Wait for the end of the turn that each loop is in, but for one's own. Not from a loop, if there are several. */
+void srv_await_turns(struct libuffd_server *s);
 
 /* What a port's userfaultfd had to say: events first, then faults. */
 void srv_faults(struct srv_port *port, const struct libuffd_event *ev, size_t n);
@@ -601,6 +605,10 @@ struct srv_space {
 	/* Reads under way straight into aliases. */
 	atomic_uint straight;
 	struct srv_heir heir;
+	pthread_mutex_t
+		track_lock; /* held over ioctls, but by nobody who waits for a loop; a leaf */
+	struct srv_track *tracks;
+	atomic_bool tracks_now; /* there are some */
 	struct srv_watch exit;	/* pidfd; fd -1: none */
 	struct srv_loop *home;	/* whose engine watches it; of an ordered space also its port's */
 	struct srv_port *ports; /* one for each loop that reads it */
@@ -645,6 +653,29 @@ void srv_children_probe(struct srv_loop *loop);
 void srv_space_end(struct srv_space *sp);
 /* Apply one event that is not a fault. On the thread of the port's loop. */
 void srv_space_event(struct srv_port *port, struct libuffd_event *ev);
+
+/* ---- track.c: the record of a synchronous write watch --------------------------------------------- */
+
+/* [start, start + len) of pages of 1 << shift bytes, of this process or not, all open. -EEXIST: overlaps another; -EDEADLK; -ENOMEM. */
+int srv_track_new(struct srv_space *sp, uint64_t start, uint64_t len, unsigned int shift, bool own,
+		  struct srv_track **out);
+/* Its pages may be protected still. */
+void srv_track_end(struct srv_track *t);
+/* Protect all of it, and take it off the record. *@armed gets the end of what may be protected, also after an error. */
+int srv_track_arm(struct srv_track *t, uint64_t *armed);
+/* What is on record; @reset: and protect it. Number of ranges, or an error; as libuffd_watch_get(). */
+int srv_track_get(struct srv_track *t, uint64_t start, uint64_t end, bool reset,
+		  struct libuffd_scan_range *out, size_t cap, uint64_t *walked);
+/* Is a part of this tracked? *@shift gets its page size, if not NULL. */
+bool srv_tracked(struct srv_space *sp, uint64_t address, uint64_t len, unsigned int *shift);
+/*
+ * A part of this is about to be unprotected. If it is tracked it is on record from here on: true, and when it has been
+ * unprotected srv_track_opened() must be called, soon.
+ */
+bool srv_track_open(struct srv_space *sp, uint64_t address, uint64_t len);
+void srv_track_opened(struct srv_space *sp);
+/* Dropped, unmapped, or moved away. */
+void srv_track_gone(struct srv_space *sp, uint64_t start, uint64_t end);
 
 /* ---- own.c --------------------------------------------------------------------------------------- */
 

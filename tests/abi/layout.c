@@ -8,6 +8,7 @@
 #endif
 #include <uffd/uffd.h>
 #include <uffd/server.h>
+#include <uffd/watch.h>
 #include <uffd/workingset.h>
 #if defined(KERNEL_LAST)
 #include <linux/userfaultfd.h>
@@ -202,6 +203,19 @@ AT(libuffd_workingset_area, offset, 32);
 SAME(sizeof(struct libuffd_workingset_range), 24);
 AT(libuffd_workingset_range, end, 8);
 AT(libuffd_workingset_range, offset, 16);
+SAME(sizeof(struct libuffd_watch_opts), 56);
+AT(libuffd_watch_opts, flags, 4);
+AT(libuffd_watch_opts, start, 8);
+AT(libuffd_watch_opts, len, 16);
+AT(libuffd_watch_opts, page_size, 24);
+AT(libuffd_watch_opts, mechanism, 32);
+AT(libuffd_watch_opts, pid, 36);
+AT(libuffd_watch_opts, space, 40);
+AT(libuffd_watch_opts, server, 48);
+SAME(LIBUFFD_WATCH_ASYNC, 1);
+SAME(LIBUFFD_WATCH_SYNC, 2);
+SAME(LIBUFFD_WATCH_REGISTER, 1);
+SAME(LIBUFFD_WATCH_RESET, 1);
 
 #if defined(KERNEL_FIRST) || defined(KERNEL_LAST)
 /* Names of ours and of the kernel's side by side, and equal where both have them. */
@@ -226,6 +240,7 @@ int main(void)
 	struct libuffd_stats stats = LIBUFFD_STATS_INIT;
 	struct libuffd_workingset_opts ws = LIBUFFD_WORKINGSET_OPTS_INIT;
 	struct libuffd_workingset_area area = LIBUFFD_WORKINGSET_AREA_INIT;
+	struct libuffd_watch_opts watch = LIBUFFD_WATCH_OPTS_INIT;
 
 	return !(opts.size == sizeof(opts) && !opts.report && caps.size == sizeof(caps) &&
 		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args) &&
@@ -234,5 +249,6 @@ int main(void)
 		 space.pidfd == -1 && region.size == sizeof(region) && !region.source &&
 		 !region.ahead && fill.size == sizeof(fill) && !fill.rate &&
 		 ws.size == sizeof(ws) && !ws.chunk && area.size == sizeof(area) && !area.offset &&
-		 stats.size == sizeof(stats) && !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
+		 watch.size == sizeof(watch) && !watch.server && stats.size == sizeof(stats) &&
+		 !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
 }
