@@ -338,7 +338,7 @@ struct libuffd_region {
  *             region of the server's, or is registered with a userfaultfd that is attached to it, so that the
  *             server would wait for itself; or the range is such memory of another region's. Memory that is
  *             only write-protected may be read. What is registered later is not looked at.
- *   -EBUSY -EPERM -ENOMEM  as libuffd_register()
+ *   -EBUSY -EPERM -ENOMEM  as libuffd_register(); -EBUSY also while a snapshot of a part of the range is taken
  *   -ESRCH    without REGISTER, the process has exited
  *   -EBADF -ENOTTY  the userfaultfd of the space is closed, and perhaps another file has its number
  */

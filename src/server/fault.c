@@ -233,6 +233,11 @@ void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned i
 		    arrived);
 }
 
+void srv_zero(struct srv_port *port, uint64_t address, unsigned int page_shift, uint64_t arrived)
+{
+	answer_bare(port, NULL, address, 1, page_shift, LIBUFFD_ANSWER_ZERO, 0, arrived);
+}
+
 /* A page that is there cannot be poisoned, and to let the write through would be a lie. */
 static void written_failed(struct srv_port *port, struct srv_region *r, uint64_t address, int error)
 {
@@ -553,6 +558,8 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	unsigned int shift = (unsigned int)__builtin_ctzll(sp->page_size);
 	struct srv_seg *seg;
 
+	if (srv_snapshot_fault(port, fault, arrived))
+		return;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, fault->address);
 	if (seg) {

@@ -241,8 +241,10 @@ static int map_region(struct srv_space *sp, struct srv_region *r)
 	if (ret < 0)
 		return ret;
 	pthread_mutex_lock(&sp->lock);
-	ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
-			  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
+	ret = srv_snapshot_has(sp, r->cfg.start, r->cfg.start + r->cfg.len) ? -EBUSY : 0;
+	if (ret == 0)
+		ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
+				  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
 	if (ret == 0) {
 		ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 		if (ret < 0)

@@ -441,6 +441,7 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error)
 	if (atomic_exchange(&sp->dead, true))
 		return;
 	sp->error = error;
+	srv_snapshot_lost(sp, error == -ESRCH ? -ESRCH : -ENOENT);
 	srv_space_ref(sp);
 	close_ports(sp, loop);
 	/* Who is told may close the userfaultfd, which signal handlers have in hand. */
@@ -479,8 +480,10 @@ int libuffd_server_detach(struct libuffd_server *s, uint64_t space, struct libuf
 		srv_space_unref(sp);
 		return -EINVAL;
 	}
-	if (!atomic_exchange(&sp->dead, true))
+	if (!atomic_exchange(&sp->dead, true)) {
+		srv_snapshot_lost(sp, -ENOENT);
 		close_ports(sp, here);
+	}
 	unlink_space(sp);
 	pthread_mutex_lock(&s->lock);
 	/* A loop that no thread turns takes no messages, and will see that the space is dead. */
@@ -645,6 +648,7 @@ static void forked(struct srv_port *port, struct libuffd_event *ev)
 		return;
 	}
 	child->owned = true;
+	srv_snapshot_forked(parent, u);
 	pthread_mutex_lock(&parent->lock);
 	ret = srv_map_clone(&parent->map, &child->map);
 	pthread_mutex_unlock(&parent->lock);
@@ -661,6 +665,7 @@ static void forked(struct srv_port *port, struct libuffd_event *ev)
 
 void srv_space_event(struct srv_port *port, struct libuffd_event *ev)
 {
+	srv_snapshot_event(port, ev);
 	switch (ev->type) {
 	case LIBUFFD_EVENT_REMOVE:
 		removed(port->space, &ev->remove);

@@ -553,6 +553,21 @@ void srv_loop_forget(struct srv_loop *loop);
 void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned int page_shift,
 	       uint64_t arrived);
 
+/* The page there is absent, and one of zeros. */
+void srv_zero(struct srv_port *port, uint64_t address, unsigned int page_shift, uint64_t arrived);
+
+/* ---- snapshot-copy.c, snapshot.c ------------------------------------------------------------------ */
+
+/* True: the address is a snapshot's, which answers the fault, now or later. */
+bool srv_snapshot_fault(struct srv_port *port, const struct libuffd_fault *fault, uint64_t arrived);
+/* Before the event is applied. */
+void srv_snapshot_event(struct srv_port *port, const struct libuffd_event *ev);
+void srv_snapshot_forked(struct srv_space *parent, const struct libuffd *child);
+/* The space comes to its end. */
+void srv_snapshot_lost(struct srv_space *sp, int error);
+/* A snapshot has a part of the range. Under the space's lock. */
+bool srv_snapshot_has(struct srv_space *sp, uint64_t start, uint64_t end);
+
 /* ---- space.c ------------------------------------------------------------------------------------- */
 
 #define SRV_WANTED 8
@@ -618,7 +633,8 @@ struct srv_space {
 	size_t page_size; /* of the system */
 	int whose;	  /* memory: own.c's; under server->adding */
 	int error;	  /* why it is dead */
-	struct srv_space *next; /* in the server's list */
+	struct libuffd_snapshot *_Atomic snapshot; /* under way, or NULL; set under the lock */
+	struct srv_space *next;			   /* in the server's list */
 };
 
 int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libuffd_space_opts *cfg,

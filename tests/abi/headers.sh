@@ -49,7 +49,7 @@ leaks()
 	printf '#include <uffd/%s>\n' "$1" | gcc -std=c11 -I"$inc" -I"$build_inc" -E -M - >"$work/deps" &&
 		! grep -E 'linux/(userfaultfd|fs)\.h|liburing|json-c' "$work/deps"
 }
-for header in uffd.h server.h watch.h workingset.h; do
+for header in uffd.h server.h snapshot.h watch.h workingset.h; do
 	try "$header includes no kernel header, and nothing of a dependency's" leaks "$header"
 done
 finish

@@ -8,6 +8,7 @@
 #endif
 #include <uffd/uffd.h>
 #include <uffd/server.h>
+#include <uffd/snapshot.h>
 #include <uffd/watch.h>
 #include <uffd/workingset.h>
 #if defined(KERNEL_LAST)
@@ -216,6 +217,42 @@ SAME(LIBUFFD_WATCH_ASYNC, 1);
 SAME(LIBUFFD_WATCH_SYNC, 2);
 SAME(LIBUFFD_WATCH_REGISTER, 1);
 SAME(LIBUFFD_WATCH_RESET, 1);
+SAME(sizeof(struct libuffd_snapshot_range), 32);
+AT(libuffd_snapshot_range, len, 8);
+AT(libuffd_snapshot_range, offset, 16);
+AT(libuffd_snapshot_range, page_size, 24);
+
+AT(libuffd_snapshot_piece, offset, 8);
+AT(libuffd_snapshot_piece, len, 16);
+AT(libuffd_snapshot_piece, data, 24);
+AT(libuffd_snapshot_piece, reserved, 32);
+
+SAME(sizeof(struct libuffd_snapshot_opts), 96);
+AT(libuffd_snapshot_opts, flags, 4);
+AT(libuffd_snapshot_opts, space, 8);
+AT(libuffd_snapshot_opts, pid, 16);
+AT(libuffd_snapshot_opts, nranges, 20);
+AT(libuffd_snapshot_opts, ranges, 24);
+AT(libuffd_snapshot_opts, changed, 32);
+AT(libuffd_snapshot_opts, nchanged, 40);
+AT(libuffd_snapshot_opts, memory, 48);
+AT(libuffd_snapshot_opts, rate, 56);
+AT(libuffd_snapshot_opts, path, 64);
+AT(libuffd_snapshot_opts, dirfd, 72);
+AT(libuffd_snapshot_opts, perms, 76);
+AT(libuffd_snapshot_opts, piece, 80);
+AT(libuffd_snapshot_opts, ctx, 88);
+
+SAME(sizeof(struct libuffd_snapshot_info), 72);
+AT(libuffd_snapshot_info, phase, 4);
+AT(libuffd_snapshot_info, error, 8);
+AT(libuffd_snapshot_info, bytes, 16);
+AT(libuffd_snapshot_info, copied, 24);
+AT(libuffd_snapshot_info, passed, 32);
+AT(libuffd_snapshot_info, zeros, 40);
+AT(libuffd_snapshot_info, before_write, 48);
+AT(libuffd_snapshot_info, held, 56);
+AT(libuffd_snapshot_info, arming_ns, 64);
 
 #if defined(KERNEL_FIRST) || defined(KERNEL_LAST)
 /* Names of ours and of the kernel's side by side, and equal where both have them. */
@@ -241,6 +278,8 @@ int main(void)
 	struct libuffd_workingset_opts ws = LIBUFFD_WORKINGSET_OPTS_INIT;
 	struct libuffd_workingset_area area = LIBUFFD_WORKINGSET_AREA_INIT;
 	struct libuffd_watch_opts watch = LIBUFFD_WATCH_OPTS_INIT;
+	struct libuffd_snapshot_opts snapshot = LIBUFFD_SNAPSHOT_OPTS_INIT;
+	struct libuffd_snapshot_info progress = LIBUFFD_SNAPSHOT_INFO_INIT;
 
 	return !(opts.size == sizeof(opts) && !opts.report && caps.size == sizeof(caps) &&
 		 answer.size == sizeof(answer) && !answer.data && args.size == sizeof(args) &&
@@ -249,6 +288,8 @@ int main(void)
 		 space.pidfd == -1 && region.size == sizeof(region) && !region.source &&
 		 !region.ahead && fill.size == sizeof(fill) && !fill.rate &&
 		 ws.size == sizeof(ws) && !ws.chunk && area.size == sizeof(area) && !area.offset &&
-		 watch.size == sizeof(watch) && !watch.server && stats.size == sizeof(stats) &&
-		 !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
+		 watch.size == sizeof(watch) && !watch.server &&
+		 snapshot.size == sizeof(snapshot) && snapshot.dirfd == -100 && !snapshot.ctx &&
+		 progress.size == sizeof(progress) && !progress.arming_ns &&
+		 stats.size == sizeof(stats) && !stats.latency[LIBUFFD_LATENCY_BUCKETS - 1]);
 }

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+/* What the rooms of a snapshot share. */
+#ifndef LIBUFFD_SNAP_H
+#define LIBUFFD_SNAP_H
+
+#include <uffd/snapshot.h>
+
+#include "srv.h"
+
+/* A page of the snapshot. The low bits of its byte say how far it is, the others what is known of it. */
+enum {
+	SNAP_TODO,
+	SNAP_BUSY, /* one thread copies it, and lets its writers through when it has */
+	SNAP_HOLE, /* zeros, which have not been passed on yet */
+	SNAP_DONE, /* of no interest any more; or never was, to a delta */
+	SNAP_HOW_FAR = 3,
+	SNAP_HELD = 4, /* in the list of those that somebody waits for */
+	/* It was there before the instant: if it is not when it is to be copied, it was dropped. */
+	SNAP_WAS_THERE = 8,
+	SNAP_WAS_OWN = 16, /* and no file's */
+};
+
+struct snap_range {
+	uint64_t start, end;
+	uint64_t offset;
+	uint64_t first; /* number of its first page */
+	unsigned int shift;
+};
+
+/* A copy of one page, on its way to the sink. */
+struct snap_buf {
+	struct snap_buf *next;
+	uint64_t page;
+	unsigned char *data;
+};
+
+#define SNAP_STRAYS 16
+
+struct libuffd_snapshot {
+	struct libuffd_server *server;
+	struct srv_space *space;
+	struct libuffd *u; /* the space's userfaultfd once more: the space may end before this */
+	struct libuffd_snapshot_opts opts;
+	int mem, pagemap; /* of the process */
+
+	struct snap_range *range; /* by address */
+	unsigned int nranges;
+	struct libuffd_span *part; /* of the ranges, what is to be copied: by address, none empty */
+	uint64_t nparts;
+	uint64_t nregistered; /* of these, the first ones */
+	uint64_t page_size;   /* the largest */
+	uint64_t npages;
+	char *path;
+
+	/*
+	 * Under the lock, which comes after that of the space and is held for no system call but mapping.
+	 */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned char *state;
+	uint32_t *next; /* of pages that are held: 1 + the next one's number */
+	uint32_t held, held_last;
+	bool armed, closing, cancelled;
+	int error;
+	struct snap_buf *free;
+	struct snap_buf *full, **full_end;
+	struct libuffd_span stray[SNAP_STRAYS]; /* where parts were moved to */
+	unsigned int nstrays;
+	struct libuffd_snapshot_info told;
+
+	/* Threads of the server's that look at it. Under the lock of the space. */
+	unsigned int users;
+	pthread_cond_t left;
+
+	/* Of who runs it. */
+	struct snap_buf *bufs;
+	unsigned char *memory; /* theirs, and behind it the background's */
+	size_t nbufs, memory_len;
+	size_t chunk; /* of the background */
+	uint64_t began;
+	struct snap_sink *sink;
+};
+
+/* ---- snapshot-copy.c ------------------------------------------------------------------------------ */
+
+/* The range that holds the address, or NULL. */
+const struct snap_range *srv_snap_find(const struct libuffd_snapshot *snap, uint64_t address);
+uint64_t srv_snap_page_address(const struct libuffd_snapshot *snap, uint64_t page,
+			       const struct snap_range **range);
+/* From the first protected page to the last that was let go. 0 or -errno. */
+int srv_snap_arm(struct libuffd_snapshot *snap);
+int srv_snap_copy_all(struct libuffd_snapshot *snap);
+/* Nothing is protected or registered any more, nobody waits. */
+void srv_snap_release(struct libuffd_snapshot *snap);
+/* It has failed, unless it has done so before. */
+void srv_snap_fail(struct libuffd_snapshot *snap, int error);
+
+/* ---- snapshot-file.c ------------------------------------------------------------------------------ */
+
+/* Where it goes. */
+int srv_snap_sink_open(struct libuffd_snapshot *snap);
+/* Pages of one range; @data NULL: zeros. */
+int srv_snap_sink_put(struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t address,
+		      uint64_t len, const void *data);
+/* It is whole. */
+int srv_snap_sink_commit(struct libuffd_snapshot *snap);
+/* It never will be. Nothing if it is. */
+void srv_snap_sink_close(struct libuffd_snapshot *snap);
+
+#endif

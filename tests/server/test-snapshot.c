@@ -1,0 +1,1478 @@
+/* SPDX-License-Identifier: MIT */
+/* Snapshots on the running kernel: the image is one instant, and the program goes on, however it ends. */
+#include "server.h"
+
+#include <dirent.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <uffd/snapshot.h>
+
+/* ---- A snapshot, and what it tells ------------------------------------------------------------------ */
+
+#define WRITERS 3
+#define GATE_NONE SIZE_MAX
+
+static struct {
+	struct libuffd_snapshot_opts opts;
+	struct libuffd_snapshot_range range;
+	struct libuffd_snapshot *snap;
+	unsigned char *image; /* what was told */
+	unsigned int *told;   /* how often, each page */
+	bool written;	      /* to the memory: it is not the pattern any more */
+	int refuse;	      /* what the function returns, and from which page on */
+	size_t refuse_at;
+	size_t seen; /* pages told so far */
+
+	void (*meanwhile)(void); /* before each piece */
+
+	/* The function waits here before it takes the page of that number. */
+	size_t gate;
+	sem_t at_gate, go_on;
+
+	/* Where files go. */
+	char dir[64], path[96];
+	bool mounted;
+
+	pthread_t thread;
+	int result;
+} shot;
+
+static int take_piece(void *ctx, const struct libuffd_snapshot_piece *piece)
+{
+	size_t page = stage.m.page;
+
+	assert_ptr_equal(ctx, &shot);
+	if (shot.meanwhile)
+		shot.meanwhile();
+	assert_int_equal(piece->offset % page, 0);
+	assert_int_equal(piece->len % page, 0);
+	assert_int_equal(piece->address - stage.m.start, piece->offset);
+	assert_true(piece->offset + piece->len <= stage.m.len);
+	for (uint64_t at = 0; at < piece->len; at += page) {
+		if (shot.seen++ == shot.gate) {
+			sem_post(&shot.at_gate);
+			sem_wait(&shot.go_on);
+		}
+		shot.told[(piece->offset + at) / page]++;
+	}
+	if (piece->data)
+		memcpy(shot.image + piece->offset, piece->data, (size_t)piece->len);
+	else
+		memset(shot.image + piece->offset, 0, (size_t)piece->len);
+	return shot.refuse && shot.seen > shot.refuse_at ? shot.refuse : 0;
+}
+
+static void shot_forget(void)
+{
+	libuffd_snapshot_free(shot.snap);
+	shot.snap = NULL;
+	memset(shot.told, 0, stage.m.len / stage.m.page * sizeof(*shot.told));
+	memset(shot.image, 0xee, stage.m.len);
+	shot.seen = 0;
+}
+
+static void shot_new(void)
+{
+	assert_int_equal(libuffd_snapshot_new(stage.s, &shot.opts, &shot.snap), 0);
+	assert_non_null(shot.snap);
+}
+
+/* Memory that nobody serves: every other page has bytes, the others were never touched. */
+static void shot_up(void **state, size_t pages, uint64_t features)
+{
+	static const struct libuffd_snapshot_opts init = LIBUFFD_SNAPSHOT_OPTS_INIT;
+
+	stage_up(state, pages, MISSING | WP, features);
+	for (size_t i = 0; i < pages; i += 2)
+		memcpy(mem_page(&stage.m, i), data_page(i), stage.m.page);
+	for (size_t i = 1; i < pages; i += 2)
+		memset(stage.data + i * stage.m.page, 0, stage.m.page);
+	shot.range = (struct libuffd_snapshot_range){ stage.m.start, stage.m.len, 0, stage.m.page };
+	shot.opts = init;
+	shot.opts.space = stage.space;
+	shot.opts.nranges = 1;
+	shot.opts.ranges = &shot.range;
+	shot.opts.piece = take_piece;
+	shot.opts.ctx = &shot;
+	shot.gate = GATE_NONE;
+	sem_init(&shot.at_gate, 0, 0);
+	sem_init(&shot.go_on, 0, 0);
+	shot.image = page_of(&stage.m, pages, 0xee);
+	shot.told = calloc(pages, sizeof(*shot.told));
+	assert_non_null(shot.told);
+}
+
+static void remove_files(void);
+
+static int shot_down(void **state)
+{
+	int ret;
+
+	libuffd_snapshot_free(shot.snap);
+	ret = stage_down(state);
+	remove_files();
+	free(shot.image);
+	free(shot.told);
+	memset(&shot, 0, sizeof(shot));
+	return ret;
+}
+
+/* ENTRY, with this end. */
+#define SHOT(test, engine, kind)                                    \
+	{                                                           \
+#test "/" #engine "/" #kind, test, NULL, shot_down, \
+			(void *)(uintptr_t)((kind) | (engine) << 4) \
+	}
+#define SHOT_OF(test, kind) SHOT(test, URING, kind), SHOT(test, POLL, kind)
+#define SHOT_ALL(test)                                                               \
+	SHOT_OF(test, MEM_ANON), SHOT_OF(test, MEM_SHMEM_PRIVATE),                   \
+		SHOT_OF(test, MEM_SHMEM_SHARED), SHOT_OF(test, MEM_HUGETLB_PRIVATE), \
+		SHOT_OF(test, MEM_HUGETLB_SHARED)
+
+static struct libuffd_snapshot_info progress(void)
+{
+	struct libuffd_snapshot_info p = LIBUFFD_SNAPSHOT_INFO_INIT;
+
+	assert_int_equal(libuffd_snapshot_progress(shot.snap, &p), 0);
+	assert_int_equal(p.size, sizeof(p));
+	return p;
+}
+
+static void expect_image(void)
+{
+	for (size_t i = 0; i < stage.m.len / stage.m.page; i++)
+		assert_int_equal(shot.told[i], 1);
+	expect_bytes(shot.image, stage.data, stage.m.len);
+}
+
+/*
+ * Nothing is protected, nothing missing, and nobody is needed: every page can be written to with nobody there who
+ * would answer.
+ */
+static void expect_free(void)
+{
+	halt_server();
+	for (size_t i = 0; i < stage.m.len / stage.m.page; i++)
+		poke(mem_page(&stage.m, i), 0x77);
+	assert_int_equal(waiters(stage.u), 0);
+}
+
+static void *run_shot(void *arg)
+{
+	(void)arg;
+	shot.result = libuffd_snapshot_run(shot.snap);
+	return NULL;
+}
+
+static void shot_start(void)
+{
+	assert_int_equal(pthread_create(&shot.thread, NULL, run_shot, NULL), 0);
+}
+
+static int shot_join(void)
+{
+	assert_int_equal(pthread_join(shot.thread, NULL), 0);
+	return shot.result;
+}
+
+static void wait_progress(bool (*there)(const struct libuffd_snapshot_info *p))
+{
+	struct libuffd_snapshot_info p = progress();
+
+	while (!there(&p)) {
+		sched_yield();
+		p = progress();
+	}
+}
+
+/* ---- What is in it ------------------------------------------------------------------------------------- */
+
+static void the_image_is_what_was_there(void **state)
+{
+	struct libuffd_snapshot_info p;
+
+	shot_up(state, stage_pages(state), 0);
+	turn_server();
+	shot_new();
+	assert_int_equal(progress().phase, LIBUFFD_SNAPSHOT_NEW);
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	p = progress();
+	assert_int_equal(p.phase, LIBUFFD_SNAPSHOT_DONE);
+	assert_int_equal(p.error, 0);
+	assert_int_equal(p.bytes, stage.m.len);
+	assert_int_equal(p.copied, stage.m.len);
+	assert_int_equal(p.passed, stage.m.len);
+	assert_int_equal(p.zeros, stage.m.len / 2);
+	assert_int_equal(p.before_write, 0);
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EALREADY);
+	expect_free();
+}
+
+static void what_was_never_touched_stays_so(void **state)
+{
+	shot_up(state, stage_pages(state), 0);
+	turn_server();
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	for (size_t i = 0; i < stage.m.len / stage.m.page; i++)
+		assert_int_equal(pte_is_present(mem_page(&stage.m, i)), i % 2 == 0);
+}
+
+/* ---- While it is written to ------------------------------------------------------------------------------ */
+
+static bool two_are_held(const struct libuffd_snapshot_info *p)
+{
+	return p->held >= 2;
+}
+
+/* Enough that the background does not take all of it in one go. */
+static size_t many_pages(void **state)
+{
+	return mem_is_hugetlb(stage_kind(state)) ? 8 : 160;
+}
+
+/* Up to where the background stands still, with its first pages read and none of them passed on. */
+static void shot_until_gate(void)
+{
+	shot.gate = 0;
+	shot_new();
+	shot_start();
+	sem_wait(&shot.at_gate);
+	assert_int_equal(progress().phase, LIBUFFD_SNAPSHOT_COPYING);
+}
+
+/* There is room for one page, and nothing passes it on. */
+static void writers_wait_for_room_and_no_longer(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f, *g, *h;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot.opts.memory = 1;
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 2) + 7, true, 0x55);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	g = start_faulter(mem_page(&stage.m, pages - 4) + 7, true, 0x56);
+	h = start_faulter(mem_page(&stage.m, pages - 6) + 7, true, 0x57);
+	wait_progress(two_are_held);
+	assert_false(atomic_load(&g->done));
+	assert_false(atomic_load(&h->done));
+	sem_post(&shot.go_on);
+	join_faulter(g);
+	join_faulter(h);
+	assert_int_equal(shot_join(), 0);
+	expect_image();
+	assert_int_equal(progress().before_write, 3);
+	assert_int_equal(mem_page(&stage.m, pages - 2)[7], 0x55);
+	assert_int_equal(mem_page(&stage.m, pages - 4)[7], 0x56);
+	assert_int_equal(mem_page(&stage.m, pages - 6)[7], 0x57);
+	expect_free();
+}
+
+/* What was absent at the instant, and comes to be. */
+static void a_page_that_comes_later_is_not_in_it(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 1) + 7, true, 0x55);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	f = start_faulter(mem_page(&stage.m, pages - 3) + 7, false, 0x55);
+	join_faulter(f);
+	assert_int_equal(f->byte, 0);
+	f = start_faulter(mem_page(&stage.m, pages - 3) + 7, true, 0x56);
+	join_faulter(f);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	expect_image();
+	assert_int_equal(mem_page(&stage.m, pages - 1)[7], 0x55);
+	assert_int_equal(mem_page(&stage.m, pages - 3)[7], 0x56);
+	expect_free();
+}
+
+/* Writers, one at a time, in one order: pages have the number of the last write to them, twice. */
+struct chain {
+	pthread_mutex_t lock;
+	_Atomic uint64_t next; /* the next write's number. Who writes has the lock */
+	size_t pages;
+	size_t order[4096];
+	atomic_bool stop;
+	pthread_t thread[WRITERS];
+};
+
+static struct chain chain;
+
+__attribute__((no_sanitize("address", "thread"))) static void put_number(unsigned char *page,
+									 uint64_t n)
+{
+	*(volatile uint64_t *)(void *)page = n;
+	*(volatile uint64_t *)(void *)(page + stage.m.page - sizeof(n)) = n;
+}
+
+static void *write_chain(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&chain.stop)) {
+		uint64_t n;
+
+		pthread_mutex_lock(&chain.lock);
+		n = atomic_load(&chain.next);
+		put_number(mem_page(&stage.m, chain.order[n % chain.pages]), n);
+		atomic_store(&chain.next, n + 1);
+		pthread_mutex_unlock(&chain.lock);
+	}
+	return NULL;
+}
+
+static void chain_order(size_t pages)
+{
+	unsigned int seed = 1;
+
+	memset(&chain, 0, sizeof(chain));
+	pthread_mutex_init(&chain.lock, NULL);
+	chain.pages = pages;
+	atomic_init(&chain.next, pages);
+	for (size_t i = 0; i < pages; i++)
+		chain.order[i] = i;
+	for (size_t i = pages - 1; i > 0; i--) {
+		size_t j, k = chain.order[i];
+
+		seed = seed * 1103515245 + 12345;
+		j = (seed >> 8) % (i + 1);
+		chain.order[i] = chain.order[j];
+		chain.order[j] = k;
+	}
+}
+
+static void chain_start(size_t pages)
+{
+	chain_order(pages);
+	for (size_t i = 0; i < WRITERS; i++)
+		assert_int_equal(pthread_create(&chain.thread[i], NULL, write_chain, NULL), 0);
+}
+
+static void chain_goes_on(uint64_t steps)
+{
+	uint64_t from = atomic_load(&chain.next);
+
+	while (atomic_load(&chain.next) < from + steps)
+		sched_yield();
+}
+
+static void chain_stop(void)
+{
+	atomic_store(&chain.stop, true);
+	for (size_t i = 0; i < WRITERS; i++)
+		pthread_join(chain.thread[i], NULL);
+}
+
+static uint64_t number_at(size_t page, bool second)
+{
+	uint64_t n;
+
+	memcpy(&n, shot.image + page * stage.m.page + (second ? stage.m.page - sizeof(n) : 0),
+	       sizeof(n));
+	return n;
+}
+
+/* Every write up to some number, and none after it. The last may be half done. */
+static void expect_one_instant(void)
+{
+	uint64_t last = 0;
+
+	for (size_t i = 0; i < chain.pages; i++)
+		if (number_at(i, false) > last)
+			last = number_at(i, false);
+	for (size_t i = 0; i < chain.pages; i++) {
+		uint64_t n = last - i, want = n;
+		size_t page = chain.order[n % chain.pages];
+
+		assert_int_equal(number_at(page, false), want);
+		if (n == last && number_at(page, true) != want)
+			want -= chain.pages;
+		assert_int_equal(number_at(page, true), want);
+	}
+}
+
+/* The background is not ahead of the writers everywhere. */
+static void chase(void)
+{
+	chain_goes_on(chain.pages / 2);
+}
+
+#define PARTS 2048
+
+/* Each page is a range, and so protected by a call of its own: there is time between the first and the last. */
+static void in_parts(void)
+{
+	static struct libuffd_snapshot_range part[PARTS];
+
+	for (size_t i = 0; i < PARTS; i++)
+		part[i] = (struct libuffd_snapshot_range){ mem_at(&stage.m, i), stage.m.page,
+							   i * stage.m.page, stage.m.page };
+	shot.opts.ranges = part;
+	shot.opts.nranges = PARTS;
+}
+
+static void rounds_of(void **state, uint64_t memory, unsigned int threads, uint64_t features,
+		      bool parts)
+{
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : parts ? PARTS : 256;
+	unsigned int rounds = mem_is_hugetlb(stage_kind(state)) ? 5 : 20;
+	uint64_t early = 0;
+
+	if (threads) {
+		static const struct libuffd_server_opts init = LIBUFFD_SERVER_OPTS_INIT;
+
+		stage.opts = init;
+		stage.opts.threads = threads;
+	}
+	shot_up(state, pages, features);
+	turn_server();
+	shot.opts.memory = memory;
+	if (parts)
+		in_parts();
+	/* With less room writers would wait for who waits for them. */
+	shot.meanwhile = memory ? NULL : chase;
+	for (size_t i = 0; i < pages; i++)
+		put_number(mem_page(&stage.m, i), 0);
+	chain_start(pages);
+	chain_goes_on(2 * pages);
+	for (unsigned int i = 0; i < rounds; i++) {
+		shot_new();
+		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+		for (size_t j = 0; j < pages; j++)
+			assert_int_equal(shot.told[j], 1);
+		expect_one_instant();
+		early += progress().before_write;
+		shot_forget();
+		chain_goes_on(pages);
+	}
+	chain_stop();
+	printf("# copied before a write: %llu\n", (unsigned long long)early);
+	if (!memory)
+		assert_true(early >= rounds);
+	expect_free();
+}
+
+static void the_image_is_one_instant(void **state)
+{
+	rounds_of(state, 0, 0, 0, false);
+}
+
+static void one_instant_with_no_room(void **state)
+{
+	rounds_of(state, 1, 0, 0, false);
+}
+
+static void one_instant_with_threads(void **state)
+{
+	rounds_of(state, 0, 3, 0, false);
+}
+
+static void one_instant_with_events(void **state)
+{
+	rounds_of(state, 0, 2,
+		  LIBUFFD_FEATURE_EVENT_REMOVE | LIBUFFD_FEATURE_EVENT_REMAP |
+			  LIBUFFD_FEATURE_EVENT_UNMAP,
+		  false);
+}
+
+static void one_instant_of_many_ranges(void **state)
+{
+	rounds_of(state, 1, 2, 0, true);
+}
+
+/* ---- How it ends otherwise ------------------------------------------------------------------------------- */
+
+static void a_function_that_fails_ends_it(void **state)
+{
+	size_t pages = stage_pages(state);
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot.refuse = -EXFULL;
+	for (shot.refuse_at = 0; shot.refuse_at < pages; shot.refuse_at += pages / 4) {
+		shot_new();
+		assert_int_equal(libuffd_snapshot_run(shot.snap), -EXFULL);
+		assert_int_equal(progress().phase, LIBUFFD_SNAPSHOT_FAILED);
+		assert_int_equal(progress().error, -EXFULL);
+		shot_forget();
+	}
+	shot.refuse = 0;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	expect_free();
+}
+
+static void it_can_be_cancelled(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f, *g;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot.opts.memory = 1;
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 2), true, 1);
+	join_faulter(f);
+	f = start_faulter(mem_page(&stage.m, pages - 4), true, 2);
+	g = start_faulter(mem_page(&stage.m, pages - 6), true, 3);
+	wait_progress(two_are_held);
+	libuffd_snapshot_cancel(shot.snap);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ECANCELED);
+	assert_int_equal(progress().phase, LIBUFFD_SNAPSHOT_FAILED);
+	join_faulter(f);
+	join_faulter(g);
+	expect_free();
+}
+
+static void one_that_is_cancelled_before_it_runs_does_nothing(void **state)
+{
+	shot_up(state, stage_pages(state), 0);
+	turn_server();
+	libuffd_snapshot_cancel(NULL);
+	shot_new();
+	libuffd_snapshot_cancel(shot.snap);
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -ECANCELED);
+	assert_int_equal(shot.seen, 0);
+	expect_free();
+}
+
+/* Nobody is needed but for the writers. */
+static void a_server_that_nobody_turns_is_no_hindrance(void **state)
+{
+	shot_up(state, many_pages(state), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	expect_free();
+}
+
+static void the_space_can_be_detached_meanwhile(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 2), true, 1);
+	join_faulter(f);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	f = start_faulter(mem_page(&stage.m, pages - 4), true, 2);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ENOENT);
+	join_faulter(f);
+	expect_free();
+}
+
+/* ---- What the program does to its layout ------------------------------------------------------------------ */
+
+#define EVENTS \
+	(LIBUFFD_FEATURE_EVENT_REMOVE | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_UNMAP)
+
+/* Either it was quick enough, or it says so. */
+static void what_is_dropped_is_in_it_or_it_fails(void **state)
+{
+	size_t pages = many_pages(state);
+	int ret;
+
+	shot_up(state, pages, EVENTS);
+	turn_server();
+	shot_until_gate();
+	madvise_start(&stage.call, mem_page(&stage.m, pages - 4), 4 * stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	sem_post(&shot.go_on);
+	ret = shot_join();
+	printf("# %s\n", ret ? "too late" : "in time");
+	if (ret)
+		assert_int_equal(ret, -ESTALE);
+	else
+		expect_image();
+	if (stage_kind(state) != MEM_SHMEM_SHARED && stage_kind(state) != MEM_HUGETLB_SHARED)
+		assert_true(is_zero(mem_page(&stage.m, pages - 4), 4 * stage.m.page));
+	expect_free();
+}
+
+/* Nobody tells of it: private memory is lost, what a file has is not. */
+static void what_is_dropped_untold_is_missed(void **state)
+{
+	size_t pages = many_pages(state);
+	bool shared = mem_is_shared(stage_kind(state));
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	assert_int_equal(madvise(mem_page(&stage.m, pages - 2), stage.m.page, MADV_DONTNEED), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), shared ? 0 : -ESTALE);
+	if (shared)
+		expect_image();
+	expect_free();
+}
+
+static void dropping_what_was_never_there_does_no_harm(void **state)
+{
+	size_t pages = many_pages(state);
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	assert_int_equal(madvise(mem_page(&stage.m, pages - 1), stage.m.page, MADV_DONTNEED), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	expect_image();
+	expect_free();
+}
+
+/* A writer waits for the page that is dropped: he gets what there is, and the snapshot fails. */
+static void a_dropped_page_that_is_written_to_is_missed(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	assert_int_equal(madvise(mem_page(&stage.m, pages - 2), stage.m.page, MADV_DONTNEED), 0);
+	f = start_faulter(mem_page(&stage.m, pages - 2) + 9, true, 0x31);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	join_faulter(f);
+	assert_int_equal(mem_page(&stage.m, pages - 2)[9], 0x31);
+	assert_int_equal(mem_page(&stage.m, pages - 2)[10], 0);
+	expect_free();
+}
+
+static void unmap_last(void **state, uint64_t features)
+{
+	size_t pages = many_pages(state);
+
+	shot_up(state, pages, features);
+	turn_server();
+	shot_until_gate();
+	munmap_start(&stage.call, mem_page(&stage.m, pages - 2), 2 * stage.m.page);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	stage.m.len -= 2 * stage.m.page;
+	expect_free();
+}
+
+static void what_is_unmapped_ends_it(void **state)
+{
+	unmap_last(state, EVENTS);
+}
+
+static void what_is_unmapped_untold_ends_it(void **state)
+{
+	unmap_last(state, 0);
+}
+
+/* Whatever has come in its place is not what was there at the instant. */
+static void what_is_mapped_anew_untold_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	void *p;
+
+	shot_up(state, pages, 0);
+	turn_server();
+	shot_until_gate();
+	p = mmap(mem_page(&stage.m, pages - 1), stage.m.page, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	assert_ptr_not_equal(p, MAP_FAILED);
+	memset(p, 0x99, stage.m.page);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	expect_free();
+}
+
+/* It takes its protection along, and must be let go where it is. */
+static void what_is_moved_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	size_t len = 4 * mem_page_size(stage_kind(state));
+	void *to;
+
+	shot_up(state, pages, EVENTS);
+	turn_server();
+	to = mmap(NULL, 2 * len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_ptr_not_equal(to, MAP_FAILED);
+	to = (void *)(((uintptr_t)to + len - 1) / len * len);
+	shot_until_gate();
+	mremap_start(&stage.call, mem_page(&stage.m, pages - 4), len, len,
+		     MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	stage.m.len -= len;
+	expect_free();
+	expect_bytes(to, data_page(pages - 4), len);
+	for (size_t at = 0; at < len; at += stage.m.page)
+		poke((unsigned char *)to + at, 1);
+	munmap(to, len);
+}
+
+static int write_all_over(void *arg)
+{
+	(void)arg;
+	for (size_t i = 0; i < stage.m.len / stage.m.page; i++)
+		poke(mem_page(&stage.m, i), 0x11);
+	return 7;
+}
+
+/* It has nothing to do with the snapshot of its parent. */
+static void a_child_is_free(void **state)
+{
+	shot_up(state, many_pages(state), EVENTS | LIBUFFD_FEATURE_EVENT_FORK);
+	turn_server();
+	shot_until_gate();
+	fork_child(write_all_over, NULL);
+	assert_int_equal(child_status(), 7);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	if (!mem_is_shared(stage_kind(state)))
+		expect_image();
+	expect_free();
+}
+
+/* ---- Files ------------------------------------------------------------------------------------------------- */
+
+static void put_file(const char *text)
+{
+	int fd = open(shot.path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+	close(fd);
+}
+
+static void expect_file(const char *text)
+{
+	char got[64] = { 0 };
+	int fd = open(shot.path, O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(read(fd, got, sizeof(got) - 1), strlen(text));
+	close(fd);
+	assert_string_equal(got, text);
+}
+
+static unsigned int files_there(void)
+{
+	DIR *dir = opendir(shot.dir);
+	struct dirent *e;
+	unsigned int n = 0;
+
+	assert_non_null(dir);
+	while ((e = readdir(dir)))
+		n += e->d_name[0] != '.';
+	closedir(dir);
+	return n;
+}
+
+static void file_up(void **state, size_t pages)
+{
+	shot_up(state, pages, 0);
+	turn_server();
+	strcpy(shot.dir, "/tmp/libuffd-snapshot-XXXXXX");
+	assert_non_null(mkdtemp(shot.dir));
+	snprintf(shot.path, sizeof(shot.path), "%s/image", shot.dir);
+	shot.opts.piece = NULL;
+	shot.opts.path = shot.path;
+}
+
+static void remove_files(void)
+{
+	char path[400];
+	struct dirent *e;
+	DIR *dir = shot.dir[0] ? opendir(shot.dir) : NULL;
+
+	while (dir && (e = readdir(dir))) {
+		snprintf(path, sizeof(path), "%s/%s", shot.dir, e->d_name);
+		if (e->d_name[0] != '.')
+			unlink(path);
+	}
+	if (dir)
+		closedir(dir);
+	if (shot.mounted)
+		umount(shot.dir);
+	if (shot.dir[0])
+		rmdir(shot.dir);
+}
+
+/* What lies in the file, as a program reads it. */
+static int read_image(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	for (size_t at = 0; at < stage.m.len;) {
+		ssize_t n = read(fd, shot.image + at, stage.m.len - at);
+
+		assert_true(n > 0);
+		at += (size_t)n;
+	}
+	return fd;
+}
+
+static void a_file_is_whole_and_has_holes(void **state)
+{
+	struct stat st;
+	int fd;
+
+	file_up(state, many_pages(state));
+	put_file("old");
+	shot.opts.perms = 0640;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	fd = read_image(shot.path);
+	expect_bytes(shot.image, stage.data, stage.m.len);
+	assert_int_equal(fstat(fd, &st), 0);
+	close(fd);
+	assert_int_equal(st.st_size, stage.m.len);
+	assert_true((uint64_t)st.st_blocks * 512 < stage.m.len * 3 / 4);
+	assert_int_equal(st.st_mode & 0777 & ~0640u, 0);
+	assert_int_equal(files_there(), 1);
+	expect_free();
+}
+
+/* By a directory's descriptor, from another offset. */
+static void a_file_is_where_it_was_asked_for(void **state)
+{
+	struct stat st;
+
+	file_up(state, stage_pages(state));
+	shot.opts.dirfd = open(shot.dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	shot.opts.path = "image";
+	shot.opts.flags = LIBUFFD_SNAPSHOT_NO_SYNC;
+	shot.range.offset = 4 * stage.m.page;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	close(shot.opts.dirfd);
+	assert_int_equal(stat(shot.path, &st), 0);
+	assert_int_equal(st.st_size, stage.m.len + 4 * stage.m.page);
+	expect_free();
+}
+
+/* The old one is there still, nothing else is, and the memory is free. */
+static void fails_with(int error)
+{
+	put_file("old");
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), error);
+	expect_file("old");
+	assert_int_equal(files_there(), 1);
+	expect_free();
+}
+
+static void a_full_disk_leaves_the_old_file(void **state)
+{
+	file_up(state, 256);
+	if (mount("libuffd-test", shot.dir, "tmpfs", 0, "size=128k"))
+		SKIP("root", "nothing can be mounted: %s", strerror(errno));
+	shot.mounted = true;
+	fails_with(-ENOSPC);
+}
+
+static void a_file_that_may_not_be_so_long_leaves_the_old_one(void **state)
+{
+	struct rlimit was, now;
+	int ret;
+
+	file_up(state, 256);
+	put_file("old");
+	shot_new();
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+	now = was;
+	now.rlim_cur = 64 << 10;
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &now), 0);
+	ret = libuffd_snapshot_run(shot.snap);
+	setrlimit(RLIMIT_FSIZE, &was);
+	signal(SIGXFSZ, SIG_DFL);
+	assert_int_equal(ret, -EFBIG);
+	expect_file("old");
+	assert_int_equal(files_there(), 1);
+	expect_free();
+}
+
+static void a_file_that_cannot_be_made_says_why(void **state)
+{
+	file_up(state, stage_pages(state));
+	shot.opts.path = "/tmp/libuffd-no-such-directory/image";
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -ENOENT);
+	shot_forget();
+	snprintf(shot.path, sizeof(shot.path), "%s/", shot.dir);
+	shot.opts.path = shot.path;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EISDIR);
+	assert_int_equal(files_there(), 0);
+	expect_free();
+}
+
+/* ---- Deltas -------------------------------------------------------------------------------------------------- */
+
+static struct libuffd_source *source_of(const char *path)
+{
+	struct libuffd_source *src = NULL;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(libuffd_source_snapshot(fd, &src), 0);
+	close(fd);
+	return keep(src);
+}
+
+static void take_file(const char *name)
+{
+	snprintf(shot.path, sizeof(shot.path), "%s/%s", shot.dir, name);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	shot_forget();
+}
+
+/* Change a page, here and in what is expected. */
+static void change_page(size_t i, unsigned char byte)
+{
+	memset(mem_page(&stage.m, i), byte, stage.m.page);
+	memset(stage.data + i * stage.m.page, byte, stage.m.page);
+}
+
+static struct libuffd_scan_range range_of(size_t first, size_t n)
+{
+	return (struct libuffd_scan_range){ .start = mem_at(&stage.m, first),
+					    .end = mem_at(&stage.m, first + n) };
+}
+
+/* A base and two deltas; in one of them a page has become zero, in the other it is told of a part of a page only. */
+static void a_chain_of_deltas_is_the_newest_image(void **state)
+{
+	size_t pages = stage_pages(state);
+	struct libuffd_source *layer[3], *chain_source;
+	struct libuffd_scan_range changed[3];
+	struct libuffd_region r;
+
+	file_up(state, pages);
+	take_file("base");
+	change_page(0, 0);
+	change_page(1, 0x21);
+	changed[0] = range_of(0, 2);
+	shot.opts.flags = LIBUFFD_SNAPSHOT_DELTA;
+	shot.opts.changed = changed;
+	shot.opts.nchanged = 1;
+	take_file("one");
+	change_page(1, 0x22);
+	change_page(3, 0x23);
+	/* Of a huge page any part stands for all of it. */
+	changed[0] = range_of(1, 1);
+	changed[1] = range_of(3, 1);
+	if (stage.m.page > page_size())
+		changed[1].start += page_size();
+	/* What lies elsewhere is no matter. */
+	changed[2] = range_of(pages + 1, 3);
+	shot.opts.nchanged = 3;
+	take_file("two");
+	shot.opts.nchanged = 0;
+	take_file("none");
+	expect_free();
+
+	snprintf(shot.path, sizeof(shot.path), "%s/two", shot.dir);
+	layer[0] = source_of(shot.path);
+	snprintf(shot.path, sizeof(shot.path), "%s/one", shot.dir);
+	layer[1] = source_of(shot.path);
+	snprintf(shot.path, sizeof(shot.path), "%s/base", shot.dir);
+	layer[2] = source_of(shot.path);
+	assert_int_equal(libuffd_source_chain(layer, 3, &chain_source), 0);
+	keep(chain_source);
+	/* Loaded by another server, since that of the snapshot was stopped. */
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	server_up(state);
+	stage_attach();
+	mem_map(&stage.other, stage_kind(state), pages);
+	r = region_of(&stage.other, chain_source);
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.other.addr, stage.data, stage.m.len);
+}
+
+static uint64_t get_number(const unsigned char *p)
+{
+	uint64_t v = 0;
+
+	for (int i = 8; i-- > 0;)
+		v = v << 8 | p[i];
+	return v;
+}
+
+/* As CONTRIBUTING.md has it; and no byte of it can be changed without notice. */
+static void a_delta_is_what_the_design_says(void **state)
+{
+	struct libuffd_scan_range changed[2];
+	struct libuffd_source *src;
+	unsigned char end[72], bad;
+	uint64_t sum = UINT64_C(0xcbf29ce484222325);
+	struct stat st;
+	int fd;
+
+	file_up(state, 8);
+	changed[0] = range_of(1, 1);
+	changed[1] = range_of(4, 2);
+	shot.opts.flags = LIBUFFD_SNAPSHOT_DELTA;
+	shot.opts.changed = changed;
+	shot.opts.nchanged = 2;
+	take_file("image");
+	fd = open(shot.path, O_RDWR | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, stage.m.len + sizeof(end));
+	assert_int_equal(pread(fd, end, sizeof(end), (off_t)stage.m.len), sizeof(end));
+	assert_int_equal(get_number(end), stage.m.page);
+	assert_int_equal(get_number(end + 8), 2 * stage.m.page);
+	assert_int_equal(get_number(end + 16), 4 * stage.m.page);
+	assert_int_equal(get_number(end + 24), 6 * stage.m.page);
+	assert_int_equal(get_number(end + 32), stage.m.len);
+	assert_int_equal(get_number(end + 40), 2);
+	assert_int_equal(get_number(end + 56), 1);
+	assert_memory_equal(end + 64, "uffddlt", 8);
+	for (size_t i = 0; i < sizeof(end); i++)
+		sum = (sum ^ (i >= 48 && i < 56 ? 0 : end[i])) * UINT64_C(0x100000001b3);
+	assert_true(get_number(end + 48) == sum);
+	for (size_t i = 0; i < sizeof(end); i++) {
+		int ret;
+
+		bad = end[i] ^ 1;
+		assert_int_equal(pwrite(fd, &bad, 1, (off_t)(stage.m.len + i)), 1);
+		ret = libuffd_source_snapshot(fd, &src);
+		/* Without the magic it is any file; the version is looked at first. */
+		if (i >= 64) {
+			assert_int_equal(ret, 0);
+			libuffd_source_unref(src);
+		} else if (i > 56) {
+			assert_int_equal(ret, -EPROTONOSUPPORT);
+		} else {
+			assert_int_equal(ret, -EBADMSG);
+		}
+		assert_int_equal(pwrite(fd, &end[i], 1, (off_t)(stage.m.len + i)), 1);
+	}
+	assert_int_equal(libuffd_source_snapshot(fd, &src), 0);
+	libuffd_source_unref(src);
+	/* Cut off, it is none. */
+	assert_int_equal(ftruncate(fd, st.st_size - 1), 0);
+	assert_int_equal(libuffd_source_snapshot(fd, &src), 0);
+	libuffd_source_unref(src);
+	assert_int_equal(libuffd_source_snapshot(fd, NULL), -EINVAL);
+	close(fd);
+	assert_int_equal(libuffd_source_snapshot(fd, &src), -EBADF);
+	assert_null(src);
+	expect_free();
+}
+
+/* ---- Several processes ------------------------------------------------------------------------------------------ */
+
+/* The program: writes for ever, and has given its userfaultfd away. */
+static void be_the_program(int sock)
+{
+	struct libuffd *u;
+	char c = 'u';
+
+	u = uffd_with(0);
+	if (libuffd_send(sock, u, &c, 1) < 0)
+		_exit(1);
+	libuffd_close(u);
+	for (uint64_t n = chain.pages;; n++)
+		put_number(mem_page(&stage.m, chain.order[n % chain.pages]), n);
+}
+
+static void start_program(size_t pages)
+{
+	int sock[2];
+	size_t len;
+	char c;
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock), 0);
+	chain_order(pages);
+	stage.child = fork();
+	assert_true(stage.child >= 0);
+	if (!stage.child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		be_the_program(sock[1]);
+	}
+	assert_int_equal(libuffd_recv(sock[0], &c, 1, &len, &stage.v), 0);
+	close(sock[0]);
+	close(sock[1]);
+	assert_int_equal(libuffd_server_attach(stage.s, stage.v, NULL, &shot.opts.space), 0);
+	shot.opts.pid = stage.child;
+}
+
+static void another_process_is_taken_at_one_instant(void **state)
+{
+	size_t pages = 256;
+
+	shot_up(state, pages, 0);
+	for (size_t i = 0; i < pages; i++)
+		put_number(mem_page(&stage.m, i), 0);
+	start_program(pages);
+	turn_server();
+	for (unsigned int i = 0; i < 10; i++) {
+		do {
+			shot_forget();
+			shot_new();
+			assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+			for (size_t j = 0; j < pages; j++)
+				assert_int_equal(shot.told[j], 1);
+			/* Until it has written all of them once there is no last number to go by. */
+		} while (number_at(chain.order[pages - 1], true) == 0);
+		expect_one_instant();
+	}
+}
+
+static void a_process_that_exits_ends_it(void **state)
+{
+	size_t pages = 256;
+
+	shot_up(state, pages, 0);
+	for (size_t i = 0; i < pages; i++)
+		put_number(mem_page(&stage.m, i), 0);
+	start_program(pages);
+	turn_server();
+	shot_until_gate();
+	assert_int_equal(kill(stage.child, SIGKILL), 0);
+	assert_int_equal(waitpid(stage.child, NULL, 0), stage.child);
+	stage.child = 0;
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESRCH);
+	shot_forget();
+	assert_int_equal(libuffd_snapshot_new(stage.s, &shot.opts, &shot.snap), -ESRCH);
+}
+
+/* The server's process: a snapshot so slow that it never ends. */
+static int be_the_server(void **state, int tell)
+{
+	struct libuffd_snapshot_info p = LIBUFFD_SNAPSHOT_INFO_INIT;
+	struct libuffd *u;
+
+	if (libuffd_adopt(dup(libuffd_fd(stage.u)), NULL, &u) < 0)
+		return 1;
+	libuffd_close(stage.u);
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.engine = stage_engine(state);
+	stage.opts.threads = 1;
+	if (libuffd_server_new(&stage.opts, &stage.s) < 0 ||
+	    libuffd_server_attach(stage.s, u, NULL, &shot.opts.space) < 0 ||
+	    libuffd_server_start(stage.s) < 0)
+		return 2;
+	shot.opts.rate = 1;
+	if (libuffd_snapshot_new(stage.s, &shot.opts, &shot.snap) < 0)
+		return 3;
+	if (pthread_create(&shot.thread, NULL, run_shot, NULL))
+		return 4;
+	do
+		libuffd_snapshot_progress(shot.snap, &p);
+	while (!p.copied && p.phase != LIBUFFD_SNAPSHOT_FAILED);
+	if (p.phase == LIBUFFD_SNAPSHOT_FAILED || write(tell, "c", 1) != 1)
+		return 5;
+	pthread_join(shot.thread, NULL);
+	return 6;
+}
+
+static void a_server_that_is_killed_leaves_the_old_file_and_free_memory(void **state)
+{
+	size_t pages = many_pages(state);
+	int tell[2], status;
+	char c;
+
+	file_up(state, pages);
+	/* It is to be another process's alone. */
+	halt_server();
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	put_file("old");
+	assert_int_equal(pipe(tell), 0);
+	prctl(PR_SET_PTRACER, -1L, 0, 0, 0);
+	shot.opts.pid = getpid();
+	stage.child = fork();
+	assert_true(stage.child >= 0);
+	if (!stage.child)
+		_exit(be_the_server(state, tell[1]));
+	libuffd_close(stage.u);
+	stage.u = NULL;
+	close(tell[1]);
+	assert_int_equal(read(tell[0], &c, 1), 1);
+	close(tell[0]);
+	for (size_t i = 0; i < pages; i += 4)
+		start_faulter(mem_page(&stage.m, i % pages), true, 0x41);
+	assert_int_equal(kill(stage.child, SIGKILL), 0);
+	assert_int_equal(waitpid(stage.child, &status, 0), stage.child);
+	stage.child = 0;
+	assert_true(WIFSIGNALED(status));
+	for (size_t i = 0; i < stage.faulters; i++)
+		join_faulter(&stage.faulter[i]);
+	for (size_t i = 0; i < pages; i++)
+		poke(mem_page(&stage.m, i), 0x77);
+	expect_file("old");
+	assert_int_equal(files_there(), 2);
+}
+
+/* ---- Bad input ------------------------------------------------------------------------------------------------------ */
+
+static void refused(int error)
+{
+	struct libuffd_snapshot *snap = (void *)&shot;
+
+	assert_int_equal(libuffd_snapshot_new(stage.s, &shot.opts, &snap), error);
+	assert_null(snap);
+}
+
+#define REFUSED(field, value, error)                           \
+	do {                                                   \
+		struct libuffd_snapshot_opts was_ = shot.opts; \
+		struct libuffd_snapshot_range r_ = shot.range; \
+		field = value;                                 \
+		refused(error);                                \
+		shot.opts = was_;                              \
+		shot.range = r_;                               \
+	} while (0)
+
+static void nonsense_is_refused(void **state)
+{
+	struct libuffd_snapshot_range two[2];
+	struct libuffd_scan_range changed[2];
+	struct libuffd_snapshot_info p = LIBUFFD_SNAPSHOT_INFO_INIT;
+	struct {
+		struct libuffd_snapshot_opts opts;
+		uint64_t more;
+	} longer;
+
+	shot_up(state, 8, 0);
+	assert_int_equal(libuffd_snapshot_new(stage.s, &shot.opts, NULL), -EINVAL);
+	assert_int_equal(libuffd_snapshot_new(stage.s, NULL, &shot.snap), -EINVAL);
+	assert_int_equal(libuffd_snapshot_new(NULL, &shot.opts, &shot.snap), -EINVAL);
+	assert_int_equal(libuffd_snapshot_run(NULL), -EINVAL);
+	libuffd_snapshot_free(NULL);
+	REFUSED(shot.opts.size, 95, -EINVAL);
+	REFUSED(shot.opts.flags, 4, -EINVAL);
+	REFUSED(shot.opts.space, shot.opts.space + 1, -ENOENT);
+	REFUSED(shot.opts.pid, -1, -EINVAL);
+	REFUSED(shot.opts.nranges, 0, -EINVAL);
+	REFUSED(shot.opts.ranges, NULL, -EINVAL);
+	REFUSED(shot.opts.nchanged, 1, -EINVAL);
+	REFUSED(shot.opts.changed, changed, -EINVAL);
+	REFUSED(shot.opts.memory, UINT64_MAX, -EINVAL);
+	REFUSED(shot.opts.perms, 010000, -EINVAL);
+	REFUSED(shot.opts.path, "x", -EINVAL);
+	REFUSED(shot.opts.piece, NULL, -EINVAL);
+	REFUSED(shot.range.start, shot.range.start + 1, -EINVAL);
+	REFUSED(shot.range.len, 0, -EINVAL);
+	REFUSED(shot.range.len, -stage.m.page, -EINVAL);
+	REFUSED(shot.range.offset, 1, -EINVAL);
+	REFUSED(shot.range.offset, -stage.m.page, -EINVAL);
+	REFUSED(shot.range.page_size, stage.m.page / 2, -EINVAL);
+	REFUSED(shot.range.page_size, 3 * stage.m.page, -EINVAL);
+	memset(&longer, 0, sizeof(longer));
+	longer.opts = shot.opts;
+	longer.opts.size = sizeof(longer);
+	longer.more = 1;
+	assert_int_equal(libuffd_snapshot_new(stage.s, &longer.opts, &shot.snap), -E2BIG);
+
+	/* Each other's place, in memory and in the image. */
+	two[0] = two[1] = shot.range;
+	two[1].start += stage.m.page;
+	two[1].offset = 2 * stage.m.len;
+	two[1].len = stage.m.page;
+	shot.opts.ranges = two;
+	shot.opts.nranges = 2;
+	refused(-EINVAL);
+	two[1].start = stage.m.start + stage.m.len;
+	two[1].offset = stage.m.len - stage.m.page;
+	refused(-EINVAL);
+	shot.opts.ranges = &shot.range;
+	shot.opts.nranges = 1;
+
+	changed[0] = range_of(2, 2);
+	changed[1] = range_of(3, 1);
+	shot.opts.flags = LIBUFFD_SNAPSHOT_DELTA;
+	shot.opts.nchanged = 2;
+	refused(-EINVAL);
+	shot.opts.changed = changed;
+	refused(-EINVAL);
+	changed[1] = range_of(4, 0);
+	refused(-EINVAL);
+
+	assert_int_equal(libuffd_snapshot_progress(NULL, &p), -EINVAL);
+	shot.opts.flags = 0;
+	shot.opts.nchanged = 0;
+	shot.opts.changed = NULL;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_progress(shot.snap, NULL), -EINVAL);
+	p.size = sizeof(p) - 1;
+	assert_int_equal(libuffd_snapshot_progress(shot.snap, &p), -EINVAL);
+}
+
+/* Nothing has been protected, nothing is left registered, and what others have is as it was. */
+static void memory_that_is_not_to_be_had_is_left_alone(void **state)
+{
+	struct libuffd_region r;
+	uint64_t region;
+
+	shot_up(state, 8, 0);
+	turn_server();
+	/* A region of the server's, and the other way round. */
+	r = region_of(&stage.m, zero_source());
+	r.len = stage.m.page;
+	region = add_region(&r);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+	shot_forget();
+	assert_int_equal(libuffd_server_remove_region(stage.s, region), 0);
+	assert_int_equal(libuffd_unregister(stage.u, stage.m.start, stage.m.page), 0);
+	shot_until_gate();
+	assert_int_equal(libuffd_server_add_region(stage.s, &r, &region), -EBUSY);
+	{
+		struct libuffd_snapshot *second;
+
+		assert_int_equal(libuffd_snapshot_new(stage.s, &shot.opts, &second), 0);
+		assert_int_equal(libuffd_snapshot_run(second), -EBUSY);
+		libuffd_snapshot_free(second);
+	}
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	expect_image();
+	shot_forget();
+	/* Another userfaultfd's. */
+	stage.v = uffd_with(0);
+	assert_int_equal(
+		libuffd_register(stage.v, mem_at(&stage.m, 4), stage.m.page, MISSING, NULL), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+	assert_int_equal(libuffd_unregister(stage.v, mem_at(&stage.m, 4), stage.m.page), 0);
+	expect_free();
+}
+
+static void a_userfaultfd_that_asks_nobody_is_refused(void **state)
+{
+	shot_up(state, 8, LIBUFFD_FEATURE_SIGBUS);
+	refused(-EOPNOTSUPP);
+}
+
+static void one_with_asynchronous_protection_is_refused(void **state)
+{
+	shot_up(state, 8, LIBUFFD_FEATURE_WP_ASYNC);
+	refused(-EOPNOTSUPP);
+}
+
+static int poison_result;
+
+static void run_it_here(void *ctx, const struct libuffd_notice *notice)
+{
+	(void)ctx;
+	(void)notice;
+	poison_result = libuffd_snapshot_run(shot.snap);
+	stage_note(ctx, notice);
+}
+
+/* It would wait for itself. */
+static void it_is_not_run_by_who_answers_faults(void **state)
+{
+	struct faulter *f;
+
+	stage.opts = (struct libuffd_server_opts)LIBUFFD_SERVER_OPTS_INIT;
+	stage.opts.notice = run_it_here;
+	stage.space_opts = (struct libuffd_space_opts)LIBUFFD_SPACE_OPTS_INIT;
+	stage.space_opts.unknown = LIBUFFD_ON_ERROR_FAIL;
+	shot_up(state, 8, 0);
+	shot_new();
+	mem_map(&stage.other, MEM_ANON, 1);
+	mem_register(stage.u, &stage.other, MISSING);
+	turn_server();
+	f = start_faulter(stage.other.addr, false, 0);
+	wait_notice(LIBUFFD_NOTICE_UNKNOWN, 0);
+	assert_int_equal(poison_result, -EDEADLK);
+	assert_int_equal(libuffd_unregister(stage.u, stage.other.start, stage.other.len), 0);
+	join_faulter(f);
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	expect_free();
+}
+
+/* What is poisoned has no bytes, and is no page of zeros. */
+static void a_poisoned_page_is_not_passed_off_as_zeros(void **state)
+{
+	size_t done;
+
+	shot_up(state, 8, LIBUFFD_FEATURE_POISON);
+	turn_server();
+	assert_int_equal(
+		libuffd_register(stage.u, mem_at(&stage.m, 3), stage.m.page, MISSING, NULL), 0);
+	assert_int_equal(libuffd_poison(stage.u, mem_at(&stage.m, 3), stage.m.page, 0, &done), 0);
+	assert_int_equal(libuffd_unregister(stage.u, mem_at(&stage.m, 3), stage.m.page), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	assert_int_equal(madvise(mem_page(&stage.m, 3), stage.m.page, MADV_DONTNEED), 0);
+	expect_free();
+}
+
+static const struct CMUnitTest tests[] = {
+	SHOT_ALL(the_image_is_what_was_there),
+	SHOT_ALL(what_was_never_touched_stays_so),
+	SHOT_ALL(writers_wait_for_room_and_no_longer),
+	SHOT_ALL(a_page_that_comes_later_is_not_in_it),
+	SHOT_ALL(the_image_is_one_instant),
+	SHOT_ALL(one_instant_with_no_room),
+	SHOT_ALL(one_instant_with_threads),
+	SHOT_ALL(one_instant_with_events),
+	SHOT_OF(one_instant_of_many_ranges, MEM_ANON),
+	SHOT_ALL(a_function_that_fails_ends_it),
+	SHOT_ALL(it_can_be_cancelled),
+	SHOT_OF(one_that_is_cancelled_before_it_runs_does_nothing, MEM_ANON),
+	SHOT_ALL(a_server_that_nobody_turns_is_no_hindrance),
+	SHOT_ALL(the_space_can_be_detached_meanwhile),
+	SHOT_ALL(what_is_dropped_is_in_it_or_it_fails),
+	SHOT_ALL(what_is_dropped_untold_is_missed),
+	SHOT_ALL(dropping_what_was_never_there_does_no_harm),
+	SHOT_OF(a_dropped_page_that_is_written_to_is_missed, MEM_ANON),
+	SHOT_ALL(what_is_unmapped_ends_it),
+	SHOT_ALL(what_is_unmapped_untold_ends_it),
+	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_ANON),
+	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_SHMEM_PRIVATE),
+	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_SHMEM_SHARED),
+	SHOT_ALL(what_is_moved_ends_it),
+	SHOT_ALL(a_child_is_free),
+	SHOT_ALL(a_file_is_whole_and_has_holes),
+	SHOT_ALL(a_file_is_where_it_was_asked_for),
+	SHOT_OF(a_full_disk_leaves_the_old_file, MEM_ANON),
+	SHOT_OF(a_file_that_may_not_be_so_long_leaves_the_old_one, MEM_ANON),
+	SHOT_OF(a_file_that_cannot_be_made_says_why, MEM_ANON),
+	SHOT_ALL(a_chain_of_deltas_is_the_newest_image),
+	SHOT_OF(a_delta_is_what_the_design_says, MEM_ANON),
+	SHOT_OF(another_process_is_taken_at_one_instant, MEM_ANON),
+	SHOT_OF(a_process_that_exits_ends_it, MEM_ANON),
+	SHOT_OF(a_server_that_is_killed_leaves_the_old_file_and_free_memory, MEM_ANON),
+	SHOT_OF(nonsense_is_refused, MEM_ANON),
+	SHOT_OF(memory_that_is_not_to_be_had_is_left_alone, MEM_ANON),
+	SHOT_OF(a_userfaultfd_that_asks_nobody_is_refused, MEM_ANON),
+	SHOT_OF(one_with_asynchronous_protection_is_refused, MEM_ANON),
+	SHOT_OF(it_is_not_run_by_who_answers_faults, MEM_ANON),
+	SHOT_OF(a_poisoned_page_is_not_passed_off_as_zeros, MEM_ANON),
+};
+
+KERNEL_MAIN("server-snapshot", tests, reserve_huge_pages, NULL)
