@@ -106,15 +106,36 @@ readme()
 		grep -q '^page 0 was made for fault 4$' "$work/out"
 }
 
+# CMake, which asks pkg-config.
+cmake_consumer()
+{
+	mkdir "$work/cmake"
+	cp "$work/app.c" "$work/server-app.c" "$work/cmake"
+	cat >"$work/cmake/CMakeLists.txt" <<-'EOF'
+		cmake_minimum_required(VERSION 3.13)
+		project(app C)
+		find_package(PkgConfig REQUIRED)
+		pkg_check_modules(UFFD REQUIRED IMPORTED_TARGET libuffd)
+		pkg_check_modules(UFFD_SERVER REQUIRED IMPORTED_TARGET libuffd-server)
+		add_executable(app app.c)
+		target_link_libraries(app PkgConfig::UFFD)
+		add_executable(server-app server-app.c)
+		target_link_libraries(server-app PkgConfig::UFFD_SERVER)
+	EOF
+	PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig cmake -S "$work/cmake" -B "$work/cmake/out" &&
+		cmake --build "$work/cmake/out" && "$work/cmake/out/app" && "$work/cmake/out/server-app"
+}
+
 subproject()
 {
 	mkdir -p "$work/project/subprojects"
 	ln -s "$top" "$work/project/subprojects/libuffd"
+	cp "$top/libuffd.wrap" "$work/project/subprojects"
 	cp "$work/app.c" "$work/server-app.c" "$work/project"
 	cat >"$work/project/meson.build" <<-'EOF'
 		project('app', 'c', default_options: ['warning_level=2', 'werror=true'])
-		uffd = dependency('libuffd', fallback: 'libuffd', default_options: ['default_library=static'])
-		server = dependency('libuffd-server', fallback: 'libuffd', default_options: ['default_library=static'])
+		uffd = dependency('libuffd', default_options: ['default_library=static'])
+		server = dependency('libuffd-server', default_options: ['default_library=static'])
 		executable('app', 'app.c', dependencies: uffd)
 		executable('server-app', 'server-app.c', dependencies: server)
 	EOF
@@ -134,4 +155,5 @@ done
 try "pkg-config names what a program needs with the server" names_libraries
 try "the README's program, pasted" readme
 try "Meson subproject" subproject
+try "CMake, with pkg_check_modules" cmake_consumer
 finish
