@@ -610,8 +610,8 @@ static void tap_end(pid_t filter)
 /* ---- main ------------------------------------------------------------------------------------ */
 
 /*
- * A test that hangs must fail, not stop the whole run: SIGALRM ends the program, whose plan then
- * lacks cases, and the process behind it puts the huge pages back.
+ * A test that hangs must fail, not stop the whole run: when a case has taken so long SIGALRM ends the program,
+ * whose plan then lacks cases, and the process behind it puts the huge pages back.
  */
 #define WATCHDOG_SECONDS 300
 
@@ -629,6 +629,7 @@ static int announce(void **state)
 	if (own < cases.tests || own >= cases.tests + cases.n)
 		return 0;
 	cases.running = own->name;
+	alarm(WATCHDOG_SECONDS);
 	*state = own->initial_state;
 	return own->setup_func ? own->setup_func(state) : 0;
 }
