@@ -169,6 +169,9 @@ struct ear {
 	struct libuffd_event ev[512];
 	size_t n;
 	int calls, last, at;   /* at: place in the order */
+	bool taken;	       /* messages of others had been taken then */
+	struct libuffd *other; /* this one's may still be there to be read */
+	bool other_has_some;
 	struct srv_watch *end; /* watch to be ended by the callback */
 	int ended;	       /* with this result */
 };
@@ -188,6 +191,8 @@ static void heard(struct srv_watch *w, int res)
 	ear->calls++;
 	ear->last = res;
 	ear->at = ++order;
+	ear->taken = ear->b->ops->has_taken && ear->b->ops->has_taken(ear->b->e);
+	ear->other_has_some = ear->other && readable_now(libuffd_fd(ear->other));
 	assert_int_not_equal(res, 0);
 	assert_true(res <= (int)sizeof(ear->msgs));
 	for (int i = 0; i < res; i += SRV_MESSAGE_LEN) {
@@ -526,6 +531,42 @@ static void a_watch_may_end_itself(void **state)
 		faulter_join(&f[i]);
 	down(&b);
 	rig_down(&r);
+}
+
+/*
+ * Whoever is to be told next has gone on if his message was taken; then the first is told so. Where it was not, it is
+ * there to be read still.
+ */
+static void what_was_taken_of_others_is_known(void **state)
+{
+	struct bench b = up(state);
+	struct faulter f[2];
+	struct ear ear[2];
+	struct rig r[2];
+
+	for (int i = 0; i < 2; i++) {
+		rig_up(&r[i], MEM_ANON, 1, LIBUFFD_MODE_MISSING, 0);
+		listen_to(&b, &ear[i], r[i].u);
+	}
+	for (int i = 0; i < 2; i++)
+		ear[i].other = r[!i].u;
+	assert_int_equal(turn(&b, 0), 0);
+	for (int i = 0; i < 2; i++) {
+		faulter_start(&f[i], r[i].m.addr, false, 0);
+		wait_waiters(r[i].u, 1);
+	}
+	for (int i = 0; i < 2; i++)
+		hear(&b, &ear[i], 1);
+	for (int i = 0; i < 2; i++) {
+		bool first = ear[i].at < ear[!i].at;
+
+		assert_int_equal(ear[i].taken, first && !ear[i].other_has_some);
+		fill(&r[i], 0, 1);
+		faulter_join(&f[i]);
+	}
+	down(&b);
+	for (int i = 0; i < 2; i++)
+		rig_down(&r[i]);
 }
 
 /* Both have something to say in the same turn, and the first ends the other. */
@@ -1466,6 +1507,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_ENGINE(unwatch_before_the_first_turn_loses_nothing),
 	OF_EVERY_ENGINE(unwatch_of_an_armed_watch_loses_nothing),
 	OF_EVERY_ENGINE(unwatch_after_an_alarm_loses_nothing),
+	OF_EVERY_ENGINE(what_was_taken_of_others_is_known),
 	OF_EVERY_ENGINE(a_watch_may_end_itself),
 	OF_EVERY_ENGINE(a_watch_may_end_another_that_was_never_armed),
 	OF_EVERY_ENGINE(a_watch_may_end_another_that_is_armed),

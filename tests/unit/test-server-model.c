@@ -565,7 +565,10 @@ static bool run_woken(unsigned int percent)
 	for (struct fk_mm *mm = fk.mms; mm; mm = mm->next)
 		for (unsigned int i = 0; i < FK_THREADS; i++)
 			if (mm->thread[i].state == FK_WOKEN && chance(percent)) {
-				fk_touch(mm, &mm->thread[i]);
+				if (misleads(mm, mm->thread[i].slot))
+					mm->thread[i].state = FK_RUNS;
+				else
+					fk_touch(mm, &mm->thread[i]);
 				any = true;
 			}
 	return any;
