@@ -421,8 +421,13 @@ void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content cont
 		must(may_poison(mm, p), "mm %u: slot %u is poisoned, law %u", mm->id, slot, p->law);
 		return;
 	}
-	/* Zeros that there was no memory for may come after all, for a second message. */
-	must(!p->keep_poison || p->content != FK_POISON || (t == FK_ZERO && p->may_poison),
+	/*
+	 * Zeros that there was no memory for may come after all, for a second message; or a region that grows has come
+	 * meanwhile before what was nobody's.
+	 */
+	must(!p->keep_poison || p->content != FK_POISON ||
+		     (t == FK_ZERO &&
+		      (p->may_poison || (p->law == LAW_UNKNOWN && behind_growing(mm, slot)))),
 	     "mm %u: poison of slot %u is taken back", mm->id, slot);
 	must(p->law != LAW_PLAIN && (lawful(p, t) || (p->law == LAW_UNKNOWN && t == FK_ZERO &&
 						      behind_growing(mm, slot))),
