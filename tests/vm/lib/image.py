@@ -12,7 +12,7 @@ from packages import Problem, command
 TOP = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 BUILD = os.path.join(TOP, "build-vm")
 HOME_SUITE = "bookworm"  # where busybox and the libraries of the guests come from
-SUITES = ("kernel", "server")  # directories of tests whose programs guests run
+SUITES = ("kernel", "server", "serve")  # directories of tests whose programs guests run
 
 # Where each kind of program finds its libraries on this machine; {sysroot} is unpacked packages.
 LIBRARIES = {
@@ -42,7 +42,7 @@ def sysroot(archive):
     """Libraries for arm64, unpacked: installing them would make arm64 an architecture of this machine."""
     into = os.path.join(BUILD, "arm64-sysroot")
     packages = [archive.latest([HOME_SUITE], name, "arm64")
-                for name in ("libcmocka0", "libcmocka-dev", "liburing2", "liburing-dev")]
+                for name in ("libcmocka0", "libcmocka-dev", "liburing2", "liburing-dev", "libjson-c5", "libjson-c-dev")]
     want = " ".join(p.sha256 for p in packages)
     if read_or_none(os.path.join(into, "made-of")) != want:
         shutil.rmtree(into, ignore_errors=True)
@@ -81,10 +81,27 @@ def make_base(arch, build, archive, tree):
     shutil.copy2(os.path.join(TOP, "tests", "vm", "init"), os.path.join(tree, "init"))
     write(os.path.join(tree, "etc", "passwd"), PASSWD)
     write(os.path.join(tree, "etc", "group"), GROUP)
-    binaries = [*program_paths(build).values(), os.path.join(build, "tests", "vm", "offers")]
+    # The page server lies where its tests look for it: beside them.
+    binaries = [*program_paths(build).values(), os.path.join(build, "tests", "vm", "offers"),
+                os.path.join(build, "tools", "serve", "uffd-serve")]
     for path in binaries:
         shutil.copy2(path, os.path.join(tree, "tests"))
+    if arch == "x86_64":
+        binaries += add_nbdkit(tree)
     add_libraries(arch, build, binaries, tree)
+
+
+def add_nbdkit(tree):
+    """This machine's NBD server, and of its plugins and filters what the tests want; what has to be linked for it."""
+    config = dict(line.split("=", 1) for line in command(["nbdkit", "--dump-config"], "an NBD server for the guests").split())
+    wanted = {"plugin": ["file"], "filter": ["delay", "error", "log", "multi-conn"]}
+    parts = [config["binary"]] + [os.path.join(config[kind + "dir"], f"nbdkit-{name}-{kind}.so")
+                                  for kind, names in wanted.items() for name in names]
+    for path in parts:
+        to = tree + path if path.endswith(".so") else os.path.join(tree, "bin", "nbdkit")
+        os.makedirs(os.path.dirname(to), exist_ok=True)
+        shutil.copy2(path, to)
+    return parts
 
 
 def add_libraries(arch, build, binaries, tree):

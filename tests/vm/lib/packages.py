@@ -141,7 +141,7 @@ class Archive:
         for name in lists:
             text = command(["/usr/lib/apt/apt-helper", "cat-file", name], f"package list of {suite}",
                            env=self.env)
-            for raw in re.finditer(r"^Package: (?:linux-|busybox|libcmocka|liburing).*?(?:\n\n|\Z)", text, re.M | re.S):
+            for raw in re.finditer(r"^Package: (?:linux-|busybox|libcmocka|liburing|libjson-c).*?(?:\n\n|\Z)", text, re.M | re.S):
                 stanza = dict(line.split(": ", 1) for line in raw[0].splitlines()
                               if ": " in line and line[0] != " ")
                 package = Package(stanza, suite, apt_arch)
