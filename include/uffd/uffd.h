@@ -692,7 +692,7 @@ struct libuffd_scanner;
  * Get ready to scan a process; 0 is the caller. Another process needs the right to trace it.
  * Return 0 and the scanner in *@out, which the caller must close; or NULL and
  *   -EINVAL  @out is NULL, or @pid is negative
- *   -ENOTTY  the kernel has no PAGEMAP_SCAN (before 6.7)
+ *   -ENOTTY  the kernel has no PAGEMAP_SCAN (before 6.7): there is libuffd_scan_open_pagemap()
  *   -ENOENT  no such process, or /proc is not mounted
  *   -EACCES -EPERM  not permitted to look into that process
  *   -ESRCH   it has exited
@@ -700,7 +700,20 @@ struct libuffd_scanner;
  */
 LIBUFFD_EXPORT int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out);
 
-/* The categories that this kernel knows; 0 if @s is NULL. */
+/*
+ * The same by /proc/PID/pagemap, which every kernel has: for one without PAGEMAP_SCAN. It takes eight bytes of reading for
+ * each page of the range, whether or not there is one, and libuffd_scan() with it tells less:
+ * - Categories are PRESENT, SWAPPED and FILE, and from 5.14 on WRITTEN, if a userfaultfd can be opened for a moment to find
+ *   out that this kernel tells: libuffd_scan_categories() says. With the ioctl there is always WPALLOWED among them, and
+ *   with this never.
+ * - A page that is neither PRESENT nor SWAPPED is not listed, and not WRITTEN: addresses at which nothing is mapped look the
+ *   same. Of shared memory that is a page, too, that was written and then swapped out.
+ * - It protects nothing. WRITTEN is a page that is not protected, also in memory that is registered for nothing.
+ * Errors as libuffd_scan_open(), but for -ENOTTY.
+ */
+LIBUFFD_EXPORT int libuffd_scan_open_pagemap(pid_t pid, struct libuffd_scanner **out);
+
+/* The categories that can be asked for; 0 if @s is NULL. */
 LIBUFFD_EXPORT uint64_t libuffd_scan_categories(const struct libuffd_scanner *s);
 
 /*
@@ -726,6 +739,8 @@ LIBUFFD_EXPORT uint64_t libuffd_scan_categories(const struct libuffd_scanner *s)
  *            this kernel does not know; or PROTECT, and at start lies a part of a huge page of
  *            hugetlb that matches and cannot be protected. What was protected before it was
  *            returned first, as a success
+ *   -EOPNOTSUPP  libuffd_scan_open_pagemap(), and a flag, a category that is not told, or masks that a page matches which is
+ *            not there
  *   -E2BIG   @args is newer than the library and uses what it does not know
  *   -EPERM   CHECK_WPASYNC, and a mapping in the range is not watched. If pages before it were
  *            protected in the same call they are returned first, as a success; the error comes when

@@ -3,6 +3,7 @@
 #define LIBUFFD_CORE_H
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -28,6 +29,12 @@ struct libuffd {
 
 /* probe.c: the start of a file of /proc as a string, cut to @size; 0 or -errno */
 int core_read_text(const char *path, char *buf, size_t size);
+
+/* pagemap.c: libuffd_scan() by entries; @known: the categories that may be asked for */
+int core_pagemap_scan(int fd, uint64_t known, const struct libuffd_scan_args *a,
+		      struct libuffd_scan_range *out, size_t cap, uint64_t *walked);
+/* Whether an entry tells that its page is protected. */
+bool core_pagemap_tells_written(void);
 
 /* open.c */
 int core_open_way(int way, int flags);

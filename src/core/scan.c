@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* PAGEMAP_SCAN: which pages were written, which were used. */
+/* Scanners: which pages were written, which were used. By PAGEMAP_SCAN, or by the entries of pagemap.c. */
 #include "core.h"
 
 #include <fcntl.h>
@@ -23,6 +23,7 @@ union scan_arg {
 struct libuffd_scanner {
 	int fd;
 	bool other;	   /* a process that may exit while we look */
+	bool entries;	   /* by these, not by the ioctl */
 	uint32_t arg_size; /* that this kernel accepts */
 	uint64_t categories;
 };
@@ -60,7 +61,23 @@ static void learn_categories(struct libuffd_scanner *s)
 			s->categories |= UINT64_C(1) << i;
 }
 
-int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
+static int learn(struct libuffd_scanner *s)
+{
+	int ret;
+
+	if (s->entries) {
+		s->categories = LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_SWAPPED | LIBUFFD_PAGE_FILE;
+		if (core_pagemap_tells_written())
+			s->categories |= LIBUFFD_PAGE_WRITTEN;
+		return 0;
+	}
+	ret = learn_size(s);
+	if (ret == 0)
+		learn_categories(s);
+	return ret;
+}
+
+static int scanner_open(pid_t pid, bool entries, struct libuffd_scanner **out)
 {
 	struct libuffd_scanner *s;
 	char path[48] = "/proc/self/pagemap";
@@ -77,10 +94,11 @@ int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
 	if (!s)
 		return -ENOMEM;
 	s->other = pid != 0;
+	s->entries = entries;
 	s->fd = sys_open(path, O_RDONLY);
 	ret = s->fd;
 	if (ret >= 0) {
-		ret = learn_size(s);
+		ret = learn(s);
 		if (ret < 0)
 			sys_close(s->fd);
 	}
@@ -88,9 +106,18 @@ int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
 		free(s);
 		return ret;
 	}
-	learn_categories(s);
 	*out = s;
 	return 0;
+}
+
+int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
+{
+	return scanner_open(pid, false, out);
+}
+
+int libuffd_scan_open_pagemap(pid_t pid, struct libuffd_scanner **out)
+{
+	return scanner_open(pid, true, out);
 }
 
 uint64_t libuffd_scan_categories(const struct libuffd_scanner *s)
@@ -133,6 +160,22 @@ static bool has_exited(const struct libuffd_scanner *s)
 	return s->other && sys_pread(s->fd, &entry, sizeof(entry), 0) == 0;
 }
 
+static int scan_entries(struct libuffd_scanner *s, const struct libuffd_scan_args *args,
+			struct libuffd_scan_range *out, size_t cap, uint64_t *walked)
+{
+	int n;
+
+	/* They can be looked at, and do not tell what is watched. */
+	if (args->flags)
+		return -EOPNOTSUPP;
+	n = core_pagemap_scan(s->fd, s->categories, args, out, cap, walked);
+	if (n == 0 && has_exited(s)) {
+		*walked = args->start;
+		return -ESRCH;
+	}
+	return n;
+}
+
 #define ARGS_LEAST 64
 _Static_assert(sizeof(struct libuffd_scan_args) == ARGS_LEAST, "grown: keep ARGS_LEAST");
 
@@ -153,6 +196,8 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 		return -EINVAL;
 	if (cap > INT32_MAX)
 		cap = INT32_MAX;
+	if (s->entries)
+		return scan_entries(s, &args, out, cap, walked);
 	if (args.flags & LIBUFFD_SCAN_CHECK_WPASYNC) {
 		cap = cap < CHECKED_RANGES ? cap : CHECKED_RANGES;
 		memset(out, 0, cap * sizeof(*out));

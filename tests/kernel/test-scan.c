@@ -801,6 +801,142 @@ static void used_pages_are_told_from_cold_ones(void **state)
 	mem_unmap(&m);
 }
 
+/* ---- By entries of pagemap, where there is no PAGEMAP_SCAN --------------------------------------- */
+
+static struct libuffd_scanner *scanner_by_entries(uint64_t categories)
+{
+	struct libuffd_scanner *s;
+
+	assert_int_equal(libuffd_scan_open_pagemap(0, &s), 0);
+	assert_false(libuffd_scan_categories(s) & WATCHED);
+	if (categories & ~libuffd_scan_categories(s)) {
+		libuffd_scan_close(s);
+		SKIP("pagemap-wp", "pagemap does not tell of write-protection (before 5.14)");
+	}
+	return s;
+}
+
+/* A hole, several mappings, pages that are there and such as are not; few at a time. */
+static void entries_tell_what_is_there(void **state)
+{
+	static const size_t caps[] = { 1, 2, 16 }, there[] = { 0, 2, 3, 7, 8 };
+	struct libuffd_scanner *s = scanner_by_entries(PRESENT);
+	size_t pages;
+	struct libuffd_scan_args a;
+	bool listed[10];
+	struct mem m;
+
+	mem_map(&m, kind_of(state), 10);
+	for (size_t i = 0; i < ARRAY_SIZE(there); i++)
+		poke(mem_page(&m, there[i]), 1);
+	poke(mem_page(&m, 5), 1);
+	assert_int_equal(munmap(mem_page(&m, 5), m.page), 0);
+	assert_int_equal(mprotect(mem_page(&m, 3), m.page, PROT_READ), 0);
+	a = args_of(&m, PRESENT);
+	for (size_t c = 0; c < ARRAY_SIZE(caps); c++) {
+		assert_int_equal(scan_all(s, a, caps[c], &m, listed, &pages), 0);
+		for (size_t i = 0; i < ARRAY_SIZE(there); i++)
+			assert_true(listed[there[i]]);
+		assert_int_equal(pages, ARRAY_SIZE(there));
+	}
+	libuffd_scan_close(s);
+	assert_true(mmap(mem_page(&m, 5), m.page, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
+	mem_unmap(&m);
+}
+
+/* Protected by hand, and let be written by hand, as a server would: what the marks say is what is listed. */
+static void entries_tell_what_is_not_protected(void **state)
+{
+	static const size_t some[] = { 1, 2, 6 };
+	struct libuffd_scanner *s;
+	struct libuffd_scan_args a;
+	struct libuffd *u;
+	struct mem m;
+
+	REQUIRES(wp_features(kind_of(state)));
+	s = scanner_by_entries(WRITTEN);
+	mem_map(&m, kind_of(state), 8);
+	for (size_t i = 0; i < 8; i++)
+		poke(mem_page(&m, i), 1);
+	u = uffd_with(wp_features(kind_of(state)));
+	mem_register(u, &m, LIBUFFD_MODE_WP);
+	a = args_of(&m, WRITTEN);
+	assert_int_equal(libuffd_writeprotect(u, m.start, m.len, LIBUFFD_WRITEPROTECT_WP), 0);
+	expect_none(s, &a, &m);
+	for (size_t i = 0; i < ARRAY_SIZE(some); i++)
+		assert_int_equal(libuffd_writeprotect(u, mem_at(&m, some[i]), m.page, 0), 0);
+	expect_pages(s, &a, &m, some, ARRAY_SIZE(some));
+	assert_int_equal(libuffd_writeprotect(u, m.start, m.len, LIBUFFD_WRITEPROTECT_WP), 0);
+	expect_none(s, &a, &m);
+	libuffd_scan_close(s);
+	libuffd_close(u);
+	mem_unmap(&m);
+}
+
+#define PIECES 1024
+
+/* Both ways say the same of the same memory, of many mappings, with any room. */
+static void both_ways_list_the_same(void **state)
+{
+	static const size_t caps[] = { 1, 7, 512, 600 };
+	bool *by_ioctl = calloc(PIECES, 1), *by_entry = calloc(PIECES, 1);
+	struct libuffd_scanner *s = scanner(), *e = scanner_by_entries(PRESENT);
+	uint64_t seed = 7;
+	struct mem m;
+
+	assert_true(by_ioctl && by_entry);
+	mem_map(&m, kind_of(state), PIECES);
+	for (size_t i = 0; i < PIECES; i++) {
+		seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+		if (seed >> 63)
+			poke(mem_page(&m, i), 1);
+		if ((seed >> 58 & 15) == 3)
+			assert_int_equal(mprotect(mem_page(&m, i), m.page, PROT_READ), 0);
+	}
+	for (size_t c = 0; c < ARRAY_SIZE(caps); c++) {
+		struct libuffd_scan_args a = args_of(&m, PRESENT);
+		size_t pages, entries;
+
+		a.report = PRESENT | LIBUFFD_PAGE_FILE;
+		assert_int_equal(scan_all(s, a, caps[c], &m, by_ioctl, &pages), 0);
+		assert_int_equal(scan_all(e, a, caps[c], &m, by_entry, &entries), 0);
+		assert_int_equal(pages, entries);
+		assert_memory_equal(by_ioctl, by_entry, PIECES);
+	}
+	free(by_ioctl);
+	free(by_entry);
+	libuffd_scan_close(s);
+	libuffd_scan_close(e);
+	mem_unmap(&m);
+}
+
+static void entries_of_another_process(void **state)
+{
+	static const size_t pages[] = { 1, 3 };
+	struct libuffd_scanner *own = scanner_by_entries(PRESENT), *s;
+	struct libuffd_scan_range out[4];
+	struct libuffd_scan_args a;
+	uint64_t walked = 77;
+	struct other o;
+	struct mem m;
+	pid_t pid;
+
+	(void)state;
+	mem_map(&m, MEM_ANON, 4);
+	pid = other_start(&o, &m);
+	assert_int_equal(libuffd_scan_open_pagemap(pid, &s), 0);
+	a = args_of(&m, PRESENT);
+	expect_pages(s, &a, &m, pages, ARRAY_SIZE(pages));
+	expect_none(own, &a, &m);
+	other_end(&o, pid);
+	assert_int_equal(libuffd_scan(s, &a, out, ARRAY_SIZE(out), &walked), -ESRCH);
+	assert_int_equal(walked, a.start);
+	libuffd_scan_close(s);
+	libuffd_scan_close(own);
+	mem_unmap(&m);
+}
+
 static int reserve_huge_pages(void **state)
 {
 	(void)state;
@@ -829,6 +965,10 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(bad_arguments_are_refused),
 	cmocka_unit_test(an_array_that_cannot_be_written_is_efault),
 	OF_EVERY_KIND(used_pages_are_told_from_cold_ones),
+	OF_EVERY_KIND(entries_tell_what_is_there),
+	OF_EVERY_KIND(entries_tell_what_is_not_protected),
+	OF_SMALL_KINDS(both_ways_list_the_same),
+	cmocka_unit_test(entries_of_another_process),
 };
 
 KERNEL_MAIN("scan", tests, reserve_huge_pages, NULL)

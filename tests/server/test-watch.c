@@ -4,6 +4,7 @@
 #include "pages.h"
 
 #include <sys/socket.h>
+#include <time.h>
 
 #include <uffd/watch.h>
 
@@ -368,8 +369,10 @@ static void a_part_can_be_asked_for(void **state)
 /* ---- No write is lost ---------------------------------------------------------------------------------- */
 
 #define WRITERS 3
-#define SESSIONS 10
-#define GETS 100
+#define GETS 50
+#define LEAST_SESSIONS 2
+#define MOST_SESSIONS 40
+#define ENOUGH 1.0 /* seconds: more is tried where it is quick */
 
 struct writer {
 	uint32_t seed;
@@ -401,6 +404,14 @@ __attribute__((no_sanitize("address", "thread"))) static void copy_slots(unsigne
 {
 	for (size_t i = 0; i < WRITERS; i++)
 		to[i] = ((const volatile unsigned char *)from)[i];
+}
+
+static double seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
 /* What is listed is copied, as who migrates the memory would. */
@@ -438,6 +449,7 @@ static void no_write_is_lost(void **state)
 {
 	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : 24;
 	struct writer writer[WRITERS];
+	double begun = seconds();
 	unsigned char *shadow;
 
 	up(state, pages, 0);
@@ -447,7 +459,9 @@ static void no_write_is_lost(void **state)
 	assert_non_null(shadow);
 	for (size_t i = 0; i < WRITERS; i++)
 		writer[i] = (struct writer){ (uint32_t)i + 1, i };
-	for (int session = 0; session < SESSIONS; session++) {
+	for (int session = 0;
+	     session < LEAST_SESSIONS || (session < MOST_SESSIONS && seconds() - begun < ENOUGH);
+	     session++) {
 		write_and_copy(writer, shadow);
 		copy_listed(shadow);
 		for (size_t i = 0; i < pages; i++)

@@ -282,7 +282,292 @@ static void bad_arguments_do_not_reach_the_kernel(void **state)
 	libuffd_scan_close(s);
 }
 
+/* ---- By entries ----------------------------------------------------------------------------- */
+
+#define ENTRY_PAGES 2000
+#define HERE UINT64_C(0x7000000)
+
+/* What /proc/PID/pagemap of this kernel says of the pages from HERE on; elsewhere nothing. */
+static struct {
+	uint64_t entry[ENTRY_PAGES];
+	uint64_t end;	/* of the addresses that it has entries for */
+	uint64_t bad;	/* an address from which on it fails, or 0 */
+	size_t most;	/* bytes that one read gives */
+	bool tells;	/* of protection */
+	int no_protect; /* what WRITEPROTECT says */
+	bool looked;	/* at a page of the library's own, which is protected */
+	unsigned int reads;
+} map;
+
+static int entries_ioctl(int fd, unsigned long request, void *arg)
+{
+	(void)fd;
+	if (request == UAPI_IOC_API) {
+		((struct uapi_api *)arg)->ioctls = LIBUFFD_IOCTL_REGISTER;
+		return 0;
+	}
+	if (request == UAPI_IOC_REGISTER)
+		return 0;
+	if (request == UAPI_IOC_WRITEPROTECT)
+		return map.no_protect;
+	return -ENOTTY;
+}
+
+static int entries_userfaultfd(int flags)
+{
+	(void)flags;
+	return fake_fd();
+}
+
+static uint64_t entry_at(uint64_t address)
+{
+	if (address - HERE < ENTRY_PAGES * FAKE_PAGE)
+		return map.entry[(address - HERE) / FAKE_PAGE];
+	/* The library's own page. */
+	map.looked |= address > HERE + ENTRY_PAGES * FAKE_PAGE;
+	return map.looked && map.tells ? UINT64_C(1) << 63 | UINT64_C(1) << 57 : 0;
+}
+
+static ssize_t entries_pread(int fd, void *buf, size_t len, uint64_t offset)
+{
+	uint64_t *out = buf, address = offset / 8 * FAKE_PAGE;
+	size_t n = (len < map.most ? len : map.most) / 8, i;
+
+	(void)fd;
+	map.reads++;
+	assert_int_equal(offset % 8, 0);
+	for (i = 0; i < n; i++, address += FAKE_PAGE) {
+		if (map.bad && address >= map.bad)
+			return i ? (ssize_t)i * 8 : -EIO;
+		if (map.end && address >= map.end)
+			break;
+		out[i] = entry_at(address);
+	}
+	return (ssize_t)i * 8;
+}
+
+static struct libuffd_scanner *by_entries(void)
+{
+	struct libuffd_scanner *s;
+
+	fake_reset();
+	fake.open = scan_open_file;
+	fake.userfaultfd = entries_userfaultfd;
+	fake.ioctl = entries_ioctl;
+	fake.pread = entries_pread;
+	opened = 0;
+	assert_int_equal(libuffd_scan_open_pagemap(0, &s), 0);
+	return s;
+}
+
+static void no_map(void)
+{
+	memset(&map, 0, sizeof(map));
+	map.most = SIZE_MAX;
+	map.tells = true;
+}
+
+#define LOOKED_AT (LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_SWAPPED | LIBUFFD_PAGE_FILE)
+
+/* Before 5.14 no page has the mark: all of them would look written. */
+static void written_is_known_where_entries_tell_of_it(void **state)
+{
+	struct libuffd_scanner *s;
+
+	(void)state;
+	no_map();
+	s = by_entries();
+	assert_true(map.looked);
+	assert_true(libuffd_scan_categories(s) == (LOOKED_AT | LIBUFFD_PAGE_WRITTEN));
+	libuffd_scan_close(s);
+	map.tells = false;
+	s = by_entries();
+	assert_true(libuffd_scan_categories(s) == LOOKED_AT);
+	libuffd_scan_close(s);
+	map.tells = true;
+	map.no_protect = -ENOENT;
+	s = by_entries();
+	assert_true(libuffd_scan_categories(s) == LOOKED_AT);
+	libuffd_scan_close(s);
+	assert_int_equal(fake.open_fds, 0);
+	assert_int_equal(fake.mapped, 0);
+}
+
+static struct libuffd_scan_args entries_args(uint64_t first, uint64_t end, uint64_t all)
+{
+	struct libuffd_scan_args a = LIBUFFD_SCAN_ARGS_INIT;
+
+	a.start = HERE + first * FAKE_PAGE;
+	a.end = HERE + end * FAKE_PAGE;
+	a.all = a.report = all;
+	return a;
+}
+
+static void what_an_entry_says(void **state)
+{
+	static const struct {
+		uint64_t entry, categories;
+	} says[] = {
+		{ 0, 0 },
+		{ UINT64_C(1) << 63, LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_WRITTEN },
+		{ UINT64_C(5) << 61,
+		  LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_WRITTEN | LIBUFFD_PAGE_FILE },
+		{ UINT64_C(1) << 63 | UINT64_C(1) << 57, LIBUFFD_PAGE_PRESENT },
+		{ UINT64_C(1) << 62, LIBUFFD_PAGE_SWAPPED | LIBUFFD_PAGE_WRITTEN },
+		{ UINT64_C(1) << 62 | UINT64_C(1) << 57 | 77, LIBUFFD_PAGE_SWAPPED },
+		{ UINT64_C(1) << 57, 0 },
+		{ UINT64_C(1) << 61, LIBUFFD_PAGE_FILE },
+	};
+	struct libuffd_scan_range out[2];
+	struct libuffd_scan_args a;
+	struct libuffd_scanner *s;
+	uint64_t walked;
+
+	(void)state;
+	no_map();
+	s = by_entries();
+	for (size_t i = 0; i < ARRAY_SIZE(says); i++) {
+		map.entry[3] = says[i].entry;
+		for (uint64_t bit = 1; bit < 64; bit <<= 1) {
+			if (!(bit & (LOOKED_AT | LIBUFFD_PAGE_WRITTEN)))
+				continue;
+			a = entries_args(0, 6, bit);
+			a.report = LOOKED_AT | LIBUFFD_PAGE_WRITTEN;
+			assert_int_equal(libuffd_scan(s, &a, out, 2, &walked),
+					 !!(says[i].categories & bit));
+			assert_true(walked == a.end);
+			if (!(says[i].categories & bit))
+				continue;
+			assert_true(out[0].start == HERE + 3 * FAKE_PAGE);
+			assert_true(out[0].end == HERE + 4 * FAKE_PAGE);
+			assert_true(out[0].categories == says[i].categories);
+		}
+	}
+	libuffd_scan_close(s);
+}
+
+/* However few fit, and however little a read gives: each page once, in its place. */
+static void entries_are_listed_once_whatever_the_room(void **state)
+{
+	static const size_t caps[] = { 1, 2, 511, 512, 5000 }, mosts[] = { 8, 24, 4096, SIZE_MAX };
+	struct libuffd_scan_range *out = calloc(5000, sizeof(*out));
+	struct libuffd_scan_args a;
+	struct libuffd_scanner *s;
+
+	(void)state;
+	assert_non_null(out);
+	no_map();
+	s = by_entries();
+	/* Every third page is not there, and every seventh is protected. */
+	for (size_t i = 0; i < ENTRY_PAGES; i++)
+		map.entry[i] = (i % 3 ? UINT64_C(1) << 63 : 0) | (i % 7 ? 0 : UINT64_C(1) << 57);
+	for (size_t c = 0; c < ARRAY_SIZE(caps) * ARRAY_SIZE(mosts); c++) {
+		size_t cap = caps[c % ARRAY_SIZE(caps)], next = 0;
+
+		map.most = mosts[c / ARRAY_SIZE(caps)];
+		a = entries_args(0, ENTRY_PAGES, LIBUFFD_PAGE_WRITTEN);
+		while (a.start < a.end) {
+			uint64_t walked;
+			int n = libuffd_scan(s, &a, out, cap, &walked);
+
+			assert_true(n >= 0 && (size_t)n <= cap);
+			assert_true(walked > a.start && walked <= a.end);
+			for (int i = 0; i < n; i++) {
+				assert_true(out[i].end <= walked);
+				for (uint64_t at = out[i].start; at < out[i].end; at += FAKE_PAGE) {
+					while (!(next % 3) || !(next % 7))
+						next++;
+					assert_true(at == HERE + next * FAKE_PAGE);
+					next++;
+				}
+			}
+			a.start = walked;
+		}
+		while (next < ENTRY_PAGES && (!(next % 3) || !(next % 7)))
+			next++;
+		assert_int_equal(next, ENTRY_PAGES);
+	}
+	free(out);
+	libuffd_scan_close(s);
+}
+
+static void what_entries_do_not_tell_is_refused(void **state)
+{
+	struct libuffd_scan_range out[2];
+	struct libuffd_scan_args good, a;
+	struct libuffd_scanner *s;
+	unsigned int before;
+	uint64_t walked;
+
+	(void)state;
+	no_map();
+	s = by_entries();
+	before = map.reads;
+	good = entries_args(0, 6, LIBUFFD_PAGE_WRITTEN);
+#define REFUSED(change, error)                                                 \
+	do {                                                                   \
+		a = good;                                                      \
+		change;                                                        \
+		assert_int_equal(libuffd_scan(s, &a, out, 2, &walked), error); \
+		assert_true(walked == a.start);                                \
+	} while (0)
+	REFUSED(a.flags = LIBUFFD_SCAN_PROTECT, -EOPNOTSUPP);
+	REFUSED(a.flags = LIBUFFD_SCAN_CHECK_WPASYNC, -EOPNOTSUPP);
+	REFUSED(a.flags = 4, -EINVAL);
+	REFUSED(a.all |= LIBUFFD_PAGE_WPALLOWED, -EOPNOTSUPP);
+	REFUSED(a.any = LIBUFFD_PAGE_PFNZERO, -EOPNOTSUPP);
+	REFUSED(a.report |= LIBUFFD_PAGE_HUGE, -EOPNOTSUPP);
+	/* What is not there would match, and so would holes. */
+	REFUSED(a.all = 0, -EOPNOTSUPP);
+	REFUSED(a.inverted = LIBUFFD_PAGE_WRITTEN, -EOPNOTSUPP);
+	REFUSED((a.all = 0, a.any = LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_SWAPPED,
+		 a.inverted = LIBUFFD_PAGE_SWAPPED),
+		-EOPNOTSUPP);
+	REFUSED(a.start += 1, -EINVAL);
+	assert_int_equal(map.reads, before);
+	/* Protected ones that are there. */
+	map.entry[2] = UINT64_C(1) << 63 | UINT64_C(1) << 57;
+	a = good;
+	a.all = LIBUFFD_PAGE_PRESENT | LIBUFFD_PAGE_WRITTEN;
+	a.inverted = LIBUFFD_PAGE_WRITTEN;
+	assert_int_equal(libuffd_scan(s, &a, out, 2, &walked), 1);
+	assert_true(out[0].start == HERE + 2 * FAKE_PAGE);
+	libuffd_scan_close(s);
+}
+
+static void what_entries_told_before_an_error_is_returned(void **state)
+{
+	struct libuffd_scan_range out[2];
+	struct libuffd_scan_args a;
+	struct libuffd_scanner *s;
+	uint64_t walked;
+
+	(void)state;
+	no_map();
+	s = by_entries();
+	map.entry[1] = UINT64_C(1) << 63;
+	map.bad = HERE + 600 * FAKE_PAGE;
+	a = entries_args(0, 900, LIBUFFD_PAGE_PRESENT);
+	assert_int_equal(libuffd_scan(s, &a, out, 2, &walked), 1);
+	assert_true(walked > HERE + FAKE_PAGE && walked <= map.bad);
+	a.start = map.bad;
+	assert_int_equal(libuffd_scan(s, &a, out, 2, &walked), -EIO);
+	assert_true(walked == a.start);
+	/* No addresses are there from here on: nothing is listed, and it comes to an end. */
+	map.bad = 0;
+	map.end = HERE + 600 * FAKE_PAGE;
+	a.start = HERE;
+	assert_int_equal(libuffd_scan(s, &a, out, 2, &walked), 1);
+	assert_true(walked == a.end);
+	libuffd_scan_close(s);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(written_is_known_where_entries_tell_of_it),
+	cmocka_unit_test(what_an_entry_says),
+	cmocka_unit_test(entries_are_listed_once_whatever_the_room),
+	cmocka_unit_test(what_entries_do_not_tell_is_refused),
+	cmocka_unit_test(what_entries_told_before_an_error_is_returned),
 	cmocka_unit_test(open_learns_what_the_kernel_has),
 	cmocka_unit_test(open_finds_a_grown_struct),
 	cmocka_unit_test(open_passes_refusals_on),
