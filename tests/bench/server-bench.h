@@ -37,6 +37,7 @@ void server_replay(void);
 void server_placement(void);
 void server_scale(void);
 void server_memory(void);
+void server_track(void);
 
 extern uint32_t engine; /* LIBUFFD_ENGINE_* that servers are made with */
 extern uint32_t
