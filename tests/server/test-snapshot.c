@@ -225,6 +225,11 @@ static void what_was_never_touched_stays_so(void **state)
 
 /* ---- While it is written to ------------------------------------------------------------------------------ */
 
+static bool one_is_held(const struct libuffd_snapshot_info *p)
+{
+	return p->held >= 1;
+}
+
 static bool two_are_held(const struct libuffd_snapshot_info *p)
 {
 	return p->held >= 2;
@@ -408,7 +413,7 @@ static void expect_one_instant(void)
 /* The background is not ahead of the writers everywhere. */
 static void chase(void)
 {
-	chain_goes_on(chain.pages / 2);
+	chain_goes_on(8);
 }
 
 #define PARTS 2048
@@ -428,8 +433,8 @@ static void in_parts(void)
 static void rounds_of(void **state, uint64_t memory, unsigned int threads, uint64_t features,
 		      bool parts)
 {
-	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : parts ? PARTS : 256;
-	unsigned int rounds = mem_is_hugetlb(stage_kind(state)) ? 5 : 20;
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : parts ? PARTS : 96;
+	unsigned int rounds = stage_kind(state) == MEM_ANON ? 6 : 2;
 	uint64_t early = 0;
 
 	if (threads) {
@@ -651,6 +656,7 @@ static void a_dropped_page_that_is_written_to_is_missed(void **state)
 	shot_until_gate();
 	assert_int_equal(madvise(mem_page(&stage.m, pages - 2), stage.m.page, MADV_DONTNEED), 0);
 	f = start_faulter(mem_page(&stage.m, pages - 2) + 9, true, 0x31);
+	wait_progress(one_is_held);
 	sem_post(&shot.go_on);
 	assert_int_equal(shot_join(), -ESTALE);
 	join_faulter(f);
@@ -686,21 +692,30 @@ static void what_is_unmapped_untold_ends_it(void **state)
 }
 
 /* Whatever has come in its place is not what was there at the instant. */
-static void what_is_mapped_anew_untold_ends_it(void **state)
+static void map_anew(void **state, size_t back)
 {
-	size_t pages = many_pages(state);
 	void *p;
 
-	shot_up(state, pages, 0);
+	shot_up(state, many_pages(state), 0);
 	turn_server();
 	shot_until_gate();
-	p = mmap(mem_page(&stage.m, pages - 1), stage.m.page, PROT_READ | PROT_WRITE,
+	p = mmap(mem_page(&stage.m, many_pages(state) - back), stage.m.page, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	assert_ptr_not_equal(p, MAP_FAILED);
 	memset(p, 0x99, stage.m.page);
 	sem_post(&shot.go_on);
 	assert_int_equal(shot_join(), -ESTALE);
 	expect_free();
+}
+
+static void what_is_mapped_anew_untold_ends_it(void **state)
+{
+	map_anew(state, 2);
+}
+
+static void what_is_mapped_where_nothing_was_ends_it(void **state)
+{
+	map_anew(state, 1);
 }
 
 /* It takes its protection along, and must be let go where it is. */
@@ -1333,6 +1348,7 @@ static void memory_that_is_not_to_be_had_is_left_alone(void **state)
 {
 	struct libuffd_region r;
 	uint64_t region;
+	size_t done;
 
 	shot_up(state, 8, 0);
 	turn_server();
@@ -1364,6 +1380,9 @@ static void memory_that_is_not_to_be_had_is_left_alone(void **state)
 		libuffd_register(stage.v, mem_at(&stage.m, 4), stage.m.page, MISSING, NULL), 0);
 	shot_new();
 	assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+	assert_int_equal(
+		libuffd_copy(stage.v, mem_at(&stage.m, 4), stage.data, stage.m.page, 0, &done),
+		-EEXIST);
 	assert_int_equal(libuffd_unregister(stage.v, mem_at(&stage.m, 4), stage.m.page), 0);
 	expect_free();
 }
@@ -1455,6 +1474,9 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_ANON),
 	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_SHMEM_PRIVATE),
 	SHOT_OF(what_is_mapped_anew_untold_ends_it, MEM_SHMEM_SHARED),
+	SHOT_OF(what_is_mapped_where_nothing_was_ends_it, MEM_ANON),
+	SHOT_OF(what_is_mapped_where_nothing_was_ends_it, MEM_SHMEM_PRIVATE),
+	SHOT_OF(what_is_mapped_where_nothing_was_ends_it, MEM_SHMEM_SHARED),
 	SHOT_ALL(what_is_moved_ends_it),
 	SHOT_ALL(a_child_is_free),
 	SHOT_ALL(a_file_is_whole_and_has_holes),
