@@ -660,6 +660,8 @@ static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, 
 
 		if (n < 0)
 			return (int)n;
+		/* Pages that somebody has come for already are held meanwhile. */
+		pthread_mutex_lock(&snap->lock);
 		for (int64_t i = 0; i < n; i++, page++) {
 			if (!(entry[i] & PAGEMAP_THERE) || entry[i] & PAGEMAP_MARK)
 				continue;
@@ -667,6 +669,7 @@ static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, 
 			if (!(entry[i] & PAGEMAP_FILE))
 				snap->state[page] |= SNAP_WAS_OWN;
 		}
+		pthread_mutex_unlock(&snap->lock);
 		start += (uint64_t)n << r->shift;
 	}
 	return 0;
