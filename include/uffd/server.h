@@ -242,7 +242,7 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
 /*
  * Whoever touches a page that is read-write-protected (MODE_RWP, for which the range was registered by other means) waits:
  * until somebody takes the protection off (LIBUFFD_ANSWER_RWUNPROTECT), or lets the kernel record accesses again, as
- * libuffd_workingset_thaw() does. Without this the server lets him through at once, and nobody waits for more than that.
+ * libuffd_workingset_thaw() does. Without this, and in forked children, the server lets him through at once.
  */
 #define LIBUFFD_REGION_HOLD (1u << 6)
 

@@ -477,8 +477,12 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 	uint64_t i;
 
 	if (fault->flags & LIBUFFD_FAULT_RWP) {
-		/* Who holds him lets him go, without asking whether his message was read. */
-		v->nothing = p && p->region->cfg.flags & LIBUFFD_REGION_HOLD;
+		/*
+		 * Who holds him lets him go, without asking whether his message was read. A child that was born in
+		 * a freeze has a userfaultfd of its own that is frozen, too, and nobody who knows.
+		 */
+		v->nothing = p && p->region->cfg.flags & LIBUFFD_REGION_HOLD &&
+			     p->region->cfg.space == port->space->id;
 		v->bare = v->nothing ? 0 : LIBUFFD_ANSWER_RWUNPROTECT;
 		return;
 	}

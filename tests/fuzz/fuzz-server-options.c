@@ -521,7 +521,7 @@ static void call_add_region(void)
 	page = known.page_size ? known.page_size : (uint64_t)getpagesize();
 	require(!(page & (page - 1)) && page >= (uint64_t)getpagesize());
 	require(known.len && !((known.start | known.len | known.offset) & (page - 1)));
-	require(known.start + (known.len - 1) >= known.start && known.flags < 32);
+	require(known.start + (known.len - 1) >= known.start && known.flags < 128);
 	require(known.retries <= 1000 && known.on_error <= 1 && known.retry_ns <= 60000000000);
 	require(!known.source || known.source->len == UINT64_MAX ||
 		known.offset + known.len <= ((known.source->len + page - 1) & ~(page - 1)));

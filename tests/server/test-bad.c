@@ -235,7 +235,7 @@ static void odd_regions_are_not_served(void **state)
 	assert_int_equal(libuffd_server_add_region(stage.s, &good, NULL), -EINVAL);
 	REFUSE(-EINVAL, r.size = 0);
 	REFUSE(-EINVAL, r.size = 64);
-	REFUSE(-EINVAL, r.flags |= 1u << 5);
+	REFUSE(-EINVAL, r.flags |= 1u << 7);
 	REFUSE(-EINVAL, r.modes = UINT64_C(1) << 20);
 	REFUSE(-EINVAL, r.modes = LIBUFFD_MODE_RWP);
 	REFUSE(-EINVAL, r.start++);

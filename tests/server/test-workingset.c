@@ -880,11 +880,12 @@ static unsigned long unread(const struct libuffd *u)
 	return pending;
 }
 
-static void served_up(void **state, uint32_t flags)
+static void served_up_with(void **state, uint32_t flags, uint64_t features)
 {
 	struct libuffd_region r;
 
-	stage_up(state, mem_is_hugetlb(stage_kind(state)) ? 4 : 32, MISSING, FEATURE_RWP);
+	stage_up(state, mem_is_hugetlb(stage_kind(state)) ? 4 : 32, MISSING,
+		 FEATURE_RWP | features);
 	mem_register(stage.u, &stage.m, MISSING | RWP);
 	r = region_of(&stage.m, memory_source());
 	r.flags = flags;
@@ -894,6 +895,11 @@ static void served_up(void **state, uint32_t flags)
 	/* All but the last one. */
 	expect_bytes(stage.m.addr, stage.data, stage.m.len - stage.m.page);
 	w.ws = watch(stage.u, 0);
+}
+
+static void served_up(void **state, uint32_t flags)
+{
+	served_up_with(state, flags, 0);
 }
 
 static int served_down(void **state)
@@ -974,6 +980,27 @@ static void a_server_leaves_who_is_held_to_the_thaw(void **state)
 	assert_int_equal(served_view()[1], 'h');
 }
 
+static int read_what_is_there(void *arg)
+{
+	(void)arg;
+	for (size_t i = 0; i + 1 < w.pages; i++)
+		if (peek(mem_page(&stage.m, i)) != *data_page(i))
+			return 1;
+	return 0;
+}
+
+/* It was born frozen, and nobody knows of it who could thaw it. */
+static void a_child_is_not_held(void **state)
+{
+	served_up_with(state, LIBUFFD_REGION_HOLD, LIBUFFD_FEATURE_EVENT_FORK);
+	arm_served();
+	freeze();
+	fork_child(read_what_is_there, NULL);
+	assert_int_equal(child_status(), 0);
+	assert_string_equal(served_view(), and_last("c", '-'));
+	thaw();
+}
+
 /* Nobody is held for a region that is no more. */
 static void who_is_held_goes_when_the_region_does(void **state)
 {
@@ -1052,6 +1079,7 @@ static const struct CMUnitTest tests[] = {
 	OF(swap_keeps_what_is_private, MEM_SHMEM_SHARED),
 	SERVED_BY_BOTH(a_server_lets_through_who_comes_in_a_freeze),
 	SERVED_BY_BOTH(a_server_leaves_who_is_held_to_the_thaw),
+	SERVED_BY_BOTH(a_child_is_not_held),
 	SERVED_BY_BOTH(who_is_held_goes_when_the_region_does),
 };
 
