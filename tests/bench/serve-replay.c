@@ -160,9 +160,9 @@ void serve_replay(void)
 	r.order = order;
 	r.pages = memory_pages() / 10;
 	cold_file(r);
-	r.pages = quick ? 1024 : 8192;
-	over_nbd(r, "3. Replay, NBD, a way of 200 us, default", NULL, ANY_CPU, 3);
-	over_nbd(r, "3. Replay, NBD, a way of 200 us, one core", NULL, first_cpu, 0);
+	r.pages = quick ? 2048 : 8192;
+	over_nbd(r, "3. Replay, NBD, a way of 200 us, one core", NULL, first_cpu, 3);
+	over_nbd(r, "3. Replay, NBD, a way of 200 us, default", NULL, ANY_CPU, 0);
 	over_nbd(r, "3. Replay, NBD, delay filter of " DELAY_FILTER ", default", DELAY_FILTER,
 		 ANY_CPU, 0);
 	arena_free(&arena);

@@ -368,8 +368,8 @@ static void holes_are_not_read(void **state)
 		expect_ok(v, "zeros %zu 1", page);
 	expect_ok(v, "stare 0");
 	assert_string_equal(tell(v, "waits"), "yes");
-	/* No page of memory holds them. */
-	assert_int_equal(figure_in(figures(), "zeros"), PAGES / 8);
+	/* No page of memory holds them. What is counted is so when who waits has been woken already. */
+	wait_figure("zeros", PAGES / 8);
 	assert_int_equal(figure_in(figures(), "installed"), PAGES / 8);
 }
 
@@ -636,7 +636,7 @@ static void a_server_killed_in_the_middle_and_started_anew(void **state)
 	struct vmm *v;
 
 	(void)state;
-	nbdkit("file", memory_file("mem", PAGES));
+	nbdkit("--filter=noextents", "file", memory_file("mem", PAGES));
 	serve(uri(), "--retries", "0", "--nbd-timeout", "100");
 	v = machine();
 	expect_ok(v, "touch 0 8 1");
@@ -753,7 +753,7 @@ static void a_machine_dies_while_its_pages_are_on_the_way(void **state)
 	struct vmm *v, *w;
 
 	(void)state;
-	nbdkit("file", memory_file("mem", PAGES));
+	nbdkit("--filter=noextents", "file", memory_file("mem", PAGES));
 	serve(uri(), "--nbd-timeout", "1000");
 	v = machine();
 	w = machine();
