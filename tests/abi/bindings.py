@@ -72,7 +72,8 @@ CALLS = {
     "libuffd_continue": "i:pqzqn", "libuffd_poison": "i:pqzqn", "libuffd_writeprotect": "i:pqzq",
     "libuffd_rwprotect": "i:pqzq", "libuffd_wake": "i:pqz", "libuffd_set_mode": "i:pqq",
     "libuffd_resolve": "i:ppn", "libuffd_sigbus": "i:ppzqi",
-    "libuffd_scan_open": "i:io", "libuffd_scan_categories": "q:p", "libuffd_scan": "i:pppzp",
+    "libuffd_scan_open": "i:io", "libuffd_scan_open_pagemap": "i:io",
+    "libuffd_scan_categories": "q:p", "libuffd_scan": "i:pppzp",
     "libuffd_scan_close": "-:p",
     "libuffd_send": "i:ippz", "libuffd_recv": "i:ipzno", "libuffd_recv_more": "i:ipzqn",
     "libuffd_peer": "i:iqp",
@@ -234,6 +235,9 @@ def written_pages(lib):
     else:
         lib.scan_categories(scanner)
         expect("no scanner", lib.scan(None, None, None, 0, None), -errno.EINVAL)
+    lib.scan_close(scanner)
+    expect("scan_open_pagemap", lib.scan_open_pagemap(0, c.byref(scanner)), 0)
+    expect("what it can tell", bool(lib.scan_categories(scanner)), True)
     lib.scan_close(scanner)
     lib.close(u)
 
