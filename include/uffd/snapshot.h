@@ -121,8 +121,8 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  *            anonymous memory), or not with these pages
  *   -EALREADY  it was run before
  *   -EDEADLK called from a callback of the server, or by a thread of its own
- *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges; or another
- *            userfaultfd has it
+ *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges, or a write watch
+ *            with it; or another userfaultfd has it
  *   -ENOENT  a part of the ranges is not mapped, as far as the kernel says so; or the space was detached
  *   -EPERM   a mapping must not be written to, whatever its protection (shared, of a file that is open for reading)
  *   -ESTALE  a part was unmapped or moved, or dropped (MADV_DONTNEED and the like) just before it was copied. Once more

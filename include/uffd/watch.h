@@ -113,7 +113,8 @@ struct libuffd_watch_opts {
  *             lie that the watch itself needs
  *   -ESRCH    the process has exited
  *   -EACCES -EPERM  not permitted to look into that process; or as libuffd_register()
- *   -EBUSY -ENOMEM  as libuffd_register()
+ *   -EBUSY    SYNC: a snapshot of a part of the range is being taken; or as libuffd_register()
+ *   -ENOMEM   as libuffd_register()
  *   -EMFILE -ENFILE  out of descriptors
  * A failure leaves nothing registered that was not, and nothing protected that stops a writer.
  */

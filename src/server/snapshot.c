@@ -406,6 +406,18 @@ static int enter(struct libuffd_snapshot *snap)
 	return ret;
 }
 
+/* Whoever is second of the two sees the other: each is known of before it looks. */
+static bool is_watched(struct libuffd_snapshot *snap)
+{
+	for (unsigned int i = 0; i < snap->nranges; i++) {
+		const struct snap_range *r = &snap->range[i];
+
+		if (srv_tracked(snap->space, r->start, r->end - r->start, NULL))
+			return true;
+	}
+	return false;
+}
+
 static int take(struct libuffd_snapshot *snap)
 {
 	int ret = enter(snap);
@@ -415,7 +427,7 @@ static int take(struct libuffd_snapshot *snap)
 	/* It may have ended before it knew. */
 	if (atomic_load(&snap->space->dead))
 		srv_snap_fail(snap, -ENOENT);
-	ret = srv_snap_arm(snap);
+	ret = is_watched(snap) ? -EBUSY : srv_snap_arm(snap);
 	if (ret == 0)
 		ret = srv_snap_copy_all(snap);
 	if (ret == 0)

@@ -232,6 +232,14 @@ int srv_track_new(struct srv_space *sp, uint64_t start, uint64_t len, unsigned i
 		track_free(t);
 		return ret;
 	}
+	pthread_mutex_lock(&sp->lock);
+	if (srv_snapshot_has(sp, start, start + len))
+		ret = -EBUSY;
+	pthread_mutex_unlock(&sp->lock);
+	if (ret < 0) {
+		srv_track_end(t);
+		return ret;
+	}
 	/* An answer that had looked before may yet install what is not protected. */
 	srv_await_turns(sp->server);
 	*out = t;

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include <uffd/snapshot.h>
+#include <uffd/watch.h>
 
 /* ---- A snapshot, and what it tells ------------------------------------------------------------------ */
 
@@ -1387,6 +1388,34 @@ static void memory_that_is_not_to_be_had_is_left_alone(void **state)
 	expect_free();
 }
 
+/* Either would unprotect what the other has protected. */
+static void a_watch_and_a_snapshot_keep_off_each_other(void **state)
+{
+	struct libuffd_watch_opts o = LIBUFFD_WATCH_OPTS_INIT;
+	struct libuffd_watch *watch;
+
+	shot_up(state, 8, 0);
+	turn_server();
+	o.flags = LIBUFFD_WATCH_REGISTER;
+	o.start = mem_at(&stage.m, 4);
+	o.len = stage.m.page;
+	o.page_size = stage.m.page;
+	o.server = stage.s;
+	o.space = stage.space;
+	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+	shot_forget();
+	libuffd_watch_stop(watch);
+	shot_until_gate();
+	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch), -EBUSY);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	expect_image();
+	shot_forget();
+	expect_free();
+}
+
 static void a_userfaultfd_that_asks_nobody_is_refused(void **state)
 {
 	shot_up(state, 8, LIBUFFD_FEATURE_SIGBUS);
@@ -1491,6 +1520,7 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(a_server_that_is_killed_leaves_the_old_file_and_free_memory, MEM_ANON),
 	SHOT_OF(nonsense_is_refused, MEM_ANON),
 	SHOT_OF(memory_that_is_not_to_be_had_is_left_alone, MEM_ANON),
+	SHOT_OF(a_watch_and_a_snapshot_keep_off_each_other, MEM_ANON),
 	SHOT_OF(a_userfaultfd_that_asks_nobody_is_refused, MEM_ANON),
 	SHOT_OF(one_with_asynchronous_protection_is_refused, MEM_ANON),
 	SHOT_OF(it_is_not_run_by_who_answers_faults, MEM_ANON),
