@@ -542,18 +542,6 @@ static bool widen(struct srv_fetch *f)
 	return true;
 }
 
-/* It is not where it was thought to be, and may be where a move has left it: there first, the next time. */
-static void doubt_place(struct srv_fetch *f, uint64_t i)
-{
-	struct srv_map *m = &f->port->space->map;
-	uint64_t address, n;
-
-	space_lock(f);
-	if (f->pages->twice && srv_map_where(m, f->pages, i, f->address, &address, &n))
-		srv_map_find(m, address)->second = true;
-	space_unlock(f);
-}
-
 /* What an error of an answer means. True: go on behind the first @done bytes; false: the fetch has ended. */
 static bool answer_failed(struct srv_fetch *f, int ret)
 {
@@ -564,7 +552,6 @@ static bool answer_failed(struct srv_fetch *f, int ret)
 			space_lock(f);
 			give_up_pages(f, f->first + f->pos, 1);
 			space_unlock(f);
-			doubt_place(f, f->first + f->pos);
 			wake_elsewhere(f, f->first + f->pos, 1, SRV_NOWHERE);
 		}
 		f->pos++;
@@ -610,6 +597,18 @@ static const void *bytes_at(struct srv_fetch *f, uint64_t at, uint64_t n)
 			memcpy(alias, (const unsigned char *)f->data + from, (size_t)len);
 	}
 	return NULL;
+}
+
+/* These pages are not there, and may be where a move has left them: there first, the next time. */
+static void doubt_place(struct srv_fetch *f, uint64_t address)
+{
+	struct srv_seg *seg;
+
+	space_lock(f);
+	seg = srv_map_find(&f->port->space->map, address);
+	if (f->pages->twice && seg && seg->pages == f->pages)
+		seg->second = true;
+	space_unlock(f);
 }
 
 /*
@@ -665,6 +664,8 @@ static int install_run(struct srv_fetch *f)
 	}
 	data = bytes_at(f, f->pos, n);
 	ret = answer_once(f, address, n << f->page_shift, data, &done, &present);
+	if (ret == -ENOENT)
+		doubt_place(f, address + done);
 	n = done >> f->page_shift;
 	if (n) {
 		space_lock(f);

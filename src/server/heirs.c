@@ -15,7 +15,8 @@
  * map has them they are still there, and the move is not one of this child. What the child does meanwhile
  * where its map has no pages is noted behind these moves, and made up for with them.
  *
- * Not seen are moves that leave the old mapping behind (MREMAP_DONTUNMAP), moves to where the map has other pages,
+ * Not seen are what a child drops of shared memory where its map has no pages (others that have the file are not told),
+ * moves that leave the old mapping behind (MREMAP_DONTUNMAP), moves to where the map has other pages,
  * which have left in an event that was not told before the fork either, and what an ancestor does not tell any
  * more because it ended. A fault where memory is registered, and of no region, can be taken for one of these: if a
  * move leads there from where the child has nothing any more.
