@@ -178,7 +178,7 @@ def what_goes_wrong_in_a_guest_is_never_green(work):
         guest_text("panics", 'append = "rdinit=/nowhere"') +
         guest_text("crashes", 'setup = "echo c >/proc/sysrq-trigger"') +
         guest_text("hangs", 'setup = "sleep 1000"') +
-        guest_text("starves", 'memory = "48M"') +
+        guest_text("starves", 'memory = "112M"') +
         guest_text("warns", "setup = \"echo 'WARNING: CPU: 0 PID: 1 at nowhere' >/dev/kmsg\"") +
         guest_text("stumbles", 'setup = "false"') +
         guest_text("promises", 'must = ["rwp"]') +
@@ -187,7 +187,7 @@ def what_goes_wrong_in_a_guest_is_never_green(work):
     expect(code == 1, "exit status", code, out)
     whole = "boots and runs to its end"
     for name, words in {"panics": "went down", "crashes": "went down", "hangs": "no word for 60 s",
-                        "starves": "48M", "stumbles": "set-up"}.items():
+                        "starves": "112M", "stumbles": "set-up"}.items():
         case = cases_of(data, name)[whole]
         expect(case["result"] == "fail" and words in case["why"], name, case)
         expect(f"FAILED {name}: guest" in out and f"logs/{name}" in out, "not told where its log is", name)
