@@ -73,7 +73,7 @@ void scratch_make(void)
 
 size_t memory_pages(void)
 {
-	return ((size_t)(quick ? 128 : 1024) << 20) / page;
+	return ((size_t)(quick ? 64 : 1024) << 20) / page;
 }
 
 const struct paper *memory_paper(void)

@@ -36,7 +36,8 @@ def run(argv, **options):
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("stdout", subprocess.PIPE)
     options.setdefault("stderr", subprocess.PIPE)
-    return subprocess.run(argv, universal_newlines=True, timeout=100, check=False, **options)
+    options.setdefault("timeout", 100)
+    return subprocess.run(argv, universal_newlines=True, check=False, **options)
 
 
 class Copies:
