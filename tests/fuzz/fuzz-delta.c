@@ -72,9 +72,26 @@ static void look_through(struct libuffd_source *src)
 	require(end == 0 || srv_source_plan(src, end, 1, &ext) == -ERANGE);
 }
 
+/* Whether all entries of a mended file are as the design has it. */
+static bool entries_are_right(const uint8_t *file, size_t size, uint64_t page)
+{
+	const uint8_t *footer = file + size - DELTA_FOOTER;
+	uint64_t length = get64(footer), last = 0;
+
+	for (const uint8_t *e = file + length; e < footer; e += DELTA_ENTRY) {
+		uint64_t start = get64(e), end = get64(e + 8);
+
+		if (start < last || end <= start || end > length || start % page || end % page)
+			return false;
+		last = end;
+	}
+	return true;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct libuffd_source *src;
+	bool mended;
 	uint8_t *file;
 	int fd, ret;
 
@@ -84,11 +101,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	fd = memfd_create("delta", MFD_CLOEXEC);
 	require(file && fd >= 0);
 	memcpy(file, data + 1, size - 1);
-	if (data[0] & 1 && size - 1 >= DELTA_FOOTER)
+	mended = data[0] & 1 && size - 1 >= DELTA_FOOTER;
+	if (mended)
 		mend(file, size - 1);
 	require(write(fd, file, size - 1) == (ssize_t)(size - 1));
 	ret = libuffd_source_snapshot(fd, &src);
 	close(fd);
+	if (mended)
+		require((ret == 0) ==
+			entries_are_right(file, size - 1, (uint64_t)sysconf(_SC_PAGESIZE)));
 	if (ret == 0) {
 		look_through(src);
 		libuffd_source_unref(src);
