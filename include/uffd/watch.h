@@ -42,7 +42,8 @@
  *
  *   mprotect(2), swapping, migration, huge pages that are split or made: nothing is lost by them.
  *   fork(2): the parent is watched on. The child is not; its writes wait for nobody, but with FEATURE_EVENT_FORK and SYNC
- *   for the server, which serves the child too.
+ *   for the server, which serves the child too. (Before 6.4 a
+ *   fork without that event leaves the child's private huge pages of hugetlb protected, and a write there never ends.)
  *
  * Whoever else unprotects pages of the range hides what is written to them (SYNC) or makes them look written (ASYNC), and
  * whoever protects them by himself hides what was written (ASYNC).
@@ -143,7 +144,7 @@ LIBUFFD_EXPORT int libuffd_watch_mechanism(const struct libuffd_watch *w);
  *             of 1 GiB on a kernel that takes every one for a part (6.18.15)
  *   -EAGAIN   the layout of the address space is changing: again, a little later; with SYNC the server must be turned meanwhile
  *   -ENOENT   SYNC: the space is no more, or has failed
- *   -ESRCH    the process has exited
+ *   -ESRCH    the process has exited (SYNC: once the server has seen it, or a page is to be protected)
  *   -EFAULT   ASYNC: @out is not writable
  *   -EINTR -ENOMEM
  */

@@ -7,9 +7,9 @@
 /* ---- No write is lost ---------------------------------------------------------------------------------- */
 
 #define WRITERS 3
-#define GETS 50
+#define GETS 20
 #define LEAST_SESSIONS 2
-#define MOST_SESSIONS 40
+#define MOST_SESSIONS 100
 #define ENOUGH 1.0 /* seconds: more is tried where it is quick */
 
 struct writer {
@@ -85,7 +85,7 @@ static void write_and_copy(struct writer *writer, unsigned char *shadow)
  */
 static void no_write_is_lost(void **state)
 {
-	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : 24;
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : 8;
 	struct writer writer[WRITERS];
 	double begun = seconds();
 	unsigned char *shadow;
