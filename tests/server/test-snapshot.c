@@ -760,7 +760,9 @@ static int write_all_over(void *arg)
 /* It has nothing to do with the snapshot of its parent. */
 static void a_child_is_free(void **state)
 {
-	shot_up(state, many_pages(state), EVENTS | LIBUFFD_FEATURE_EVENT_FORK);
+	/* Its own copies of huge pages come from the same few. */
+	shot_up(state, mem_is_hugetlb(stage_kind(state)) ? 4 : many_pages(state),
+		EVENTS | LIBUFFD_FEATURE_EVENT_FORK);
 	turn_server();
 	shot_until_gate();
 	fork_child(write_all_over, NULL);
