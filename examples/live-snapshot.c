@@ -150,11 +150,10 @@ static void transfer(struct intent *in, uint64_t from, uint64_t to, int64_t amou
 	in->slot[1] = to;
 	in->before[0] = t->entry[from].value;
 	in->before[1] = t->entry[to].value;
-	/* The processor, and the compiler, keep the order of these. */
+	/* The processor, and the compiler, keep the order of these: each comes after all that stand before it. */
 	atomic_store_explicit(&in->active, 1, memory_order_release);
-	atomic_thread_fence(memory_order_seq_cst);
-	t->entry[from].value -= amount;
-	t->entry[to].value += amount;
+	__atomic_store_n(&t->entry[from].value, in->before[0] - amount, __ATOMIC_RELEASE);
+	__atomic_store_n(&t->entry[to].value, in->before[1] + amount, __ATOMIC_RELEASE);
 	atomic_store_explicit(&in->active, 0, memory_order_release);
 	unlock_both(from, to);
 }
