@@ -1304,9 +1304,9 @@ static void nonsense_is_refused(void **state)
 	REFUSED(shot.opts.piece, NULL, -EINVAL);
 	REFUSED(shot.range.start, shot.range.start + 1, -EINVAL);
 	REFUSED(shot.range.len, 0, -EINVAL);
-	REFUSED(shot.range.len, -stage.m.page, -EINVAL);
+	REFUSED(shot.range.len, -(uint64_t)stage.m.page, -EINVAL);
 	REFUSED(shot.range.offset, 1, -EINVAL);
-	REFUSED(shot.range.offset, -stage.m.page, -EINVAL);
+	REFUSED(shot.range.offset, -(uint64_t)stage.m.page, -EINVAL);
 	REFUSED(shot.range.page_size, stage.m.page / 2, -EINVAL);
 	REFUSED(shot.range.page_size, 3 * stage.m.page, -EINVAL);
 	memset(&longer, 0, sizeof(longer));
