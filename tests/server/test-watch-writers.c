@@ -104,7 +104,9 @@ static void no_write_is_lost(void **state)
 		copy_listed(shadow);
 		for (size_t i = 0; i < pages; i++)
 			assert_memory_equal(shadow + i * WRITERS, mem_page(&stage.m, i), WRITERS);
-		expect_nothing();
+		/* Two who came to one page at once told so twice: the second may be let through when it is too late. */
+		while (list(0))
+			copy_listed(shadow);
 	}
 	free(shadow);
 }
