@@ -94,7 +94,7 @@ def make_base(arch, build, archive, tree):
 def add_nbdkit(tree):
     """This machine's NBD server, and of its plugins and filters what the tests want; what has to be linked for it."""
     config = dict(line.split("=", 1) for line in command(["nbdkit", "--dump-config"], "an NBD server for the guests").split())
-    wanted = {"plugin": ["file"], "filter": ["delay", "error", "log", "multi-conn"]}
+    wanted = {"plugin": ["file"], "filter": ["blocksize-policy", "delay", "error", "log", "multi-conn", "noextents"]}
     parts = [config["binary"]] + [os.path.join(config[kind + "dir"], f"nbdkit-{name}-{kind}.so")
                                   for kind, names in wanted.items() for name in names]
     for path in parts:
