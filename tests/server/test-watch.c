@@ -123,7 +123,7 @@ static void ranges_come_once_whatever_the_room(void **state)
 /* Runs that are longer than what is protected in one piece. */
 static void a_long_run_is_one_range(void **state)
 {
-	size_t pages = (40u << 20) / page_size();
+	size_t pages = (20u << 20) / page_size();
 	struct libuffd_scan_range out[4];
 	uint64_t walked;
 
