@@ -158,11 +158,14 @@ static void what_was_a_hole_is_looked_at_anew(void **state)
 static void layers_are_looked_at_anew_too(void **state)
 {
 	struct libuffd_source *both[2] = { NULL, NULL }, *chain = NULL;
+	char path[] = "/tmp/libuffd-newest-XXXXXX";
 	struct libuffd_region r;
 
 	stage_up(state, 8, MISSING, 0);
-	file = memfd_create("newest", MFD_CLOEXEC);
+	/* No memfd: with huge pages for all of them it has no holes of this size. */
+	file = mkstemp(path);
 	assert_true(file > 0);
+	unlink(path);
 	assert_int_equal(ftruncate(file, (off_t)stage.m.len), 0);
 	assert_int_equal(libuffd_source_file(file, &both[0]), 0);
 	keep(both[0]);
