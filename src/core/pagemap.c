@@ -9,10 +9,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 
-#define PM_UFFD_WP (UINT64_C(1) << 57) /* since 5.14 */
-#define PM_FILE (UINT64_C(1) << 61)
-#define PM_SWAPPED (UINT64_C(1) << 62)
-#define PM_PRESENT (UINT64_C(1) << 63)
+#include "pagemap.h"
 
 #define ENTRIES 512 /* read at once */
 
@@ -26,7 +23,7 @@ static uint64_t categories_of(uint64_t entry, uint64_t known)
 		c |= LIBUFFD_PAGE_SWAPPED;
 	if (entry & PM_FILE)
 		c |= LIBUFFD_PAGE_FILE;
-	if (entry & (PM_PRESENT | PM_SWAPPED) && !(entry & PM_UFFD_WP))
+	if (entry & PM_THERE && !(entry & PM_PROTECTED))
 		c |= LIBUFFD_PAGE_WRITTEN;
 	return c & known;
 }
@@ -111,7 +108,7 @@ static bool is_told(int fd, const void *page, size_t len)
 	       sys_ioctl(fd, UAPI_IOC_WRITEPROTECT, &protect) >= 0 &&
 	       sys_pread(map, &entry, sizeof(entry), (uintptr_t)page / len * sizeof(entry)) ==
 		       (ssize_t)sizeof(entry) &&
-	       entry & PM_UFFD_WP;
+	       entry & PM_PROTECTED;
 	sys_close(map);
 	return told;
 }

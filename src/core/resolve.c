@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdbool.h>
 
+#include "bits.h"
 #include "sized.h"
 
 /* ---- Typed calls ---------------------------------------------------------------------------- */
@@ -237,11 +238,6 @@ struct job {
 	void *huge_zeros; /* one huge page of zeros, if it was needed */
 };
 
-static inline uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
 /* hugetlb: the kernel takes whole huge pages only, and has no ZEROPAGE for it. */
 static inline bool is_huge(const struct libuffd *u, const struct libuffd_answer *a)
 {
@@ -271,7 +267,7 @@ static int copy_zeros(struct job *j, uint64_t len, uint64_t mode, size_t *did)
 		most = j->page;
 	}
 	return transfer(j->u, UAPI_IOC_COPY, j->a->start + j->pos, (uintptr_t)src,
-			(size_t)min_u64(len, most), mode, did);
+			(size_t)least(len, most), mode, did);
 }
 
 /*
@@ -385,7 +381,7 @@ static int wake_left(struct job *j, int ret)
 
 static int ask_next(struct job *j)
 {
-	size_t len = (size_t)min_u64(j->a->len - j->pos, j->chunk), did = 0;
+	size_t len = (size_t)least(j->a->len - j->pos, j->chunk), did = 0;
 	uint64_t mode = mode_of(&kinds[j->a->kind], j->a->flags);
 	int ret;
 
@@ -408,7 +404,7 @@ static int run(const struct libuffd *u, const struct libuffd_answer *a, int ret,
 	struct job j = { .u = u, .a = a, .pos = *done };
 
 	j.page = a->page_size ? a->page_size : u->page_size;
-	j.chunk_max = min_u64(a->len, kinds[a->kind].most);
+	j.chunk_max = least(a->len, kinds[a->kind].most);
 	if (j.chunk_max < j.page)
 		j.chunk_max = j.page;
 	j.chunk = j.chunk_max;
@@ -507,7 +503,7 @@ static struct libuffd_answer window_of(const struct libuffd_answer *region, uint
 
 	a.start = first > region->start ? first : region->start;
 	offset = a.start - region->start;
-	a.len = min_u64(first + (window - 1) - a.start, region->len - offset - 1) + 1;
+	a.len = least(first + (window - 1) - a.start, region->len - offset - 1) + 1;
 	if (a.kind == LIBUFFD_ANSWER_COPY)
 		a.data = (const unsigned char *)region->data + offset;
 	else if (a.kind == LIBUFFD_ANSWER_MOVE)

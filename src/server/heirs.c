@@ -23,6 +23,7 @@
  */
 #include <string.h>
 
+#include "bits.h"
 #include "srv.h"
 
 #define SETTLE_MIN UINT64_C(10000) /* ns between looks whether ancestors have told all */
@@ -31,11 +32,6 @@
 static uint64_t most(uint64_t a, uint64_t b)
 {
 	return a > b ? a : b;
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* ---- The moves that may be true ------------------------------------------------------------------ */

@@ -17,6 +17,7 @@
  */
 #include <string.h>
 
+#include "bits.h"
 #include "srv.h"
 
 #define STEP (UINT64_C(1) << 30) /* the largest page */
@@ -24,11 +25,6 @@
 static uint64_t most(uint64_t a, uint64_t b)
 {
 	return a > b ? a : b;
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* ---- Late ---------------------------------------------------------------------------------------- */

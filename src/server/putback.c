@@ -10,12 +10,8 @@
  */
 #include <errno.h>
 
+#include "bits.h"
 #include "srv.h"
-
-static bool aligned(uint64_t v, uint64_t page)
-{
-	return !(v & (page - 1));
-}
 
 static int check(const struct srv_region *r, uint64_t offset, uint64_t len)
 {

@@ -96,11 +96,6 @@ int libuffd_server_attach(struct libuffd_server *s, struct libuffd *u,
 
 /* ---- Regions: what is asked for ----------------------------------------------------------------------- */
 
-static bool aligned(uint64_t v, uint64_t page)
-{
-	return !(v & (page - 1));
-}
-
 static bool range_ok(const struct libuffd_region *r)
 {
 	return aligned(r->start, r->page_size) && aligned(r->len, r->page_size) &&

@@ -26,12 +26,9 @@
 #include <unistd.h>
 
 #include "fetch.h"
+#include "pagemap.h"
 #include "snap.h"
 
-#define PAGEMAP_THERE (UINT64_C(3) << 62) /* present, or swapped out */
-#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
-#define PAGEMAP_FILE (UINT64_C(1) << 61)
-#define PAGEMAP_MARK (UINT64_C(1) << 57) /* write-protected, since 5.14 */
 #define ENTRIES 512
 #define PAUSE_MIN UINT64_C(20000) /* ns */
 #define PAUSE_MAX UINT64_C(5000000)
@@ -168,7 +165,7 @@ static int look_closer(const struct libuffd_snapshot *snap, uint64_t address)
 
 	if (pread(snap->pagemap, &entry, sizeof(entry), at) != sizeof(entry))
 		return -ESRCH;
-	if (entry & PAGEMAP_PRESENT || (entry & PAGEMAP_THERE && !(entry & PAGEMAP_MARK)))
+	if (entry & PM_PRESENT || (entry & PM_THERE && !(entry & PM_PROTECTED)))
 		return -EIO;
 	return 0;
 }
@@ -232,9 +229,9 @@ static int still_own(const struct libuffd_snapshot *snap, const struct snap_rang
 		for (int64_t i = 0; i < have; i++, at++) {
 			bool was = snap->state[page + at] & SNAP_WAS_OWN;
 
-			if (!got[at] || (!(entry[i] & PAGEMAP_PRESENT) && entry[i] & PAGEMAP_MARK))
+			if (!got[at] || (!(entry[i] & PM_PRESENT) && entry[i] & PM_PROTECTED))
 				continue;
-			if (was != (entry[i] & PAGEMAP_THERE && !(entry[i] & PAGEMAP_FILE)))
+			if (was != (entry[i] & PM_THERE && !(entry[i] & PM_FILE)))
 				return -ESTALE;
 		}
 	}
@@ -663,10 +660,10 @@ static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, 
 		/* Pages that somebody has come for already are held meanwhile. */
 		pthread_mutex_lock(&snap->lock);
 		for (int64_t i = 0; i < n; i++, page++) {
-			if (!(entry[i] & PAGEMAP_THERE) || entry[i] & PAGEMAP_MARK)
+			if (!(entry[i] & PM_THERE) || entry[i] & PM_PROTECTED)
 				continue;
 			snap->state[page] |= SNAP_WAS_THERE;
-			if (!(entry[i] & PAGEMAP_FILE))
+			if (!(entry[i] & PM_FILE))
 				snap->state[page] |= SNAP_WAS_OWN;
 		}
 		pthread_mutex_unlock(&snap->lock);

@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "bits.h"
 #include "srv.h"
 
 /* The most that one read is asked for: whole pages, and a result that fits an int32_t. */
@@ -42,11 +43,6 @@ static uint64_t page_start(uint64_t offset)
 static uint64_t page_end(uint64_t offset)
 {
 	return page_start(offset + page_size() - 1); /* an off_t leaves room for that */
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* ---- What the file has ----------------------------------------------------------------------- */

@@ -31,11 +31,6 @@ struct libuffd_watch {
 	uint64_t armed;	 /* SYNC: pages before this address may be protected */
 };
 
-static bool aligned(uint64_t v, uint64_t page)
-{
-	return !(v & (page - 1));
-}
-
 static bool opts_ok(const struct libuffd_watch_opts *o, uint64_t system_page)
 {
 	return !(o->flags & ~LIBUFFD_WATCH_REGISTER) && o->mechanism <= LIBUFFD_WATCH_SYNC &&

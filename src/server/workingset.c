@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "bits.h"
+#include "pagemap.h"
 #include "sized.h"
 
 #define OPTS_LEAST 24
@@ -32,10 +33,6 @@ _Static_assert(sizeof(struct libuffd_workingset_area) == AREA_LEAST, "grown: kee
 #define HOT LIBUFFD_PAGE_ACCESSED
 #define RANGES 64   /* asked of a scan at once */
 #define ENTRIES 512 /* read from pagemap at once */
-
-#define PM_PROTECTED (UINT64_C(1) << 57)
-#define PM_SWAPPED (UINT64_C(1) << 62)
-#define PM_PRESENT (UINT64_C(1) << 63)
 
 struct libuffd_workingset {
 	const struct libuffd *u;
@@ -173,11 +170,6 @@ int libuffd_workingset_thaw(struct libuffd_workingset *ws)
 
 /* ---- Areas --------------------------------------------------------------------------------------------------- */
 
-static bool aligned(uint64_t v, uint64_t page)
-{
-	return !(v & (page - 1));
-}
-
 /* *@end is not 0 then, but for an area that reaches to the last address: nothing can be mapped there. */
 static int get_area(const struct libuffd_workingset *ws, const struct libuffd_workingset_area *from,
 		    uint64_t at, struct libuffd_workingset_area *area, uint64_t *end)
@@ -198,11 +190,6 @@ static int get_area(const struct libuffd_workingset *ws, const struct libuffd_wo
 		return -EINVAL;
 	*end = area->start + area->len;
 	return at < area->start || at > *end ? -EINVAL : 0;
-}
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* ---- Arming -------------------------------------------------------------------------------------------------- */

@@ -11,6 +11,17 @@ static inline bool one_bit(uint64_t v)
 	return v && !(v & (v - 1));
 }
 
+/* @page is a power of two. */
+static inline bool aligned(uint64_t v, uint64_t page)
+{
+	return !(v & (page - 1));
+}
+
+static inline uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* The entry of @table for the one bit in @bit; NULL for none, several, or a gap. */
 static inline const char *bit_name(const char *const *table, size_t n, uint64_t bit)
 {

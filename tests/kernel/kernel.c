@@ -192,6 +192,13 @@ bool all_bytes(const void *p, size_t len, unsigned char byte)
 	return true;
 }
 
+bool in_test_vm(void)
+{
+	const char *value = getenv("LIBUFFD_TEST_VM");
+
+	return value && *value;
+}
+
 /* ---- Huge pages: reserved for the run, put back as found ------------------------------------- */
 
 #define NR_HUGEPAGES "/proc/sys/vm/nr_hugepages"

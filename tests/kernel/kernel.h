@@ -103,6 +103,8 @@ unsigned char *page_of(const struct mem *m, size_t pages, unsigned char byte);
 bool all_bytes(const void *p, size_t len, unsigned char byte);
 
 /* Reserve huge pages of the default size, and put the number back as it was. */
+/* In a guest of tests/vm: emulated, mostly, and the whole machine is the tests' own. */
+bool in_test_vm(void);
 int huge_reserve(unsigned int pages); /* 0, or -1: cannot be had here */
 void huge_restore(void);
 

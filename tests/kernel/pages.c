@@ -69,11 +69,11 @@ size_t thp_size(void)
 }
 
 /* The part of smaps that tells of one mapping, from its address line to that of the next. */
-size_t thp_mapped(const void *addr)
+size_t smaps_bytes(const void *addr, const char *what)
 {
 	FILE *f = fopen("/proc/self/smaps", "r");
 	unsigned long long start, end;
-	size_t kib, bytes = 0;
+	size_t len = strlen(what), bytes = 0;
 	char line[512];
 	bool here = false;
 
@@ -81,12 +81,16 @@ size_t thp_mapped(const void *addr)
 	while (fgets(line, sizeof(line), f)) {
 		if (sscanf(line, "%llx-%llx ", &start, &end) == 2)
 			here = start <= (uintptr_t)addr && (uintptr_t)addr < end;
-		else if (here && (sscanf(line, "AnonHugePages: %zu kB", &kib) == 1 ||
-				  sscanf(line, "ShmemPmdMapped: %zu kB", &kib) == 1))
-			bytes += kib << 10;
+		else if (here && !strncmp(line, what, len) && line[len] == ':')
+			bytes = strtoul(line + len + 1, NULL, 10) << 10;
 	}
 	fclose(f);
 	return bytes;
+}
+
+size_t thp_mapped(const void *addr)
+{
+	return smaps_bytes(addr, "AnonHugePages") + smaps_bytes(addr, "ShmemPmdMapped");
 }
 
 /* ---- Swap ------------------------------------------------------------------------------------ */

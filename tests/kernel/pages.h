@@ -37,6 +37,8 @@ static inline bool pte_is_wp(const void *addr)
 
 /* The size of a THP that fills one entry of the middle page directory; skips where there is none. */
 size_t thp_size(void);
+/* Of the mapping around @addr, what smaps says: "Anonymous", "Rss", ...; in bytes, 0 if it does not. */
+size_t smaps_bytes(const void *addr, const char *what);
 /* Bytes of the mapping around @addr that are mapped by whole THPs. */
 size_t thp_mapped(const void *addr);
 

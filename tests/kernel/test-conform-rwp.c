@@ -1900,10 +1900,9 @@ static uint64_t frame_of(const void *addr)
  */
 static void requires_soft_offline(void)
 {
-	const char *vm = getenv("LIBUFFD_TEST_VM");
 	unsigned char byte = 1;
 
-	if (!vm || !*vm)
+	if (!in_test_vm())
 		SKIP("vm", "it takes memory from the machine");
 	if (access(SOFT_OFFLINE, F_OK))
 		SKIP("hwpoison", "this kernel cannot do without a page of its memory");

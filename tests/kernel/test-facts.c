@@ -38,14 +38,6 @@ static bool kernel_has_rwp(void)
 	return kernel_has(LIBUFFD_FEATURE_RWP);
 }
 
-/* In a guest of tests/vm the whole machine is the tests' own. */
-static bool in_test_vm(void)
-{
-	const char *value = getenv("LIBUFFD_TEST_VM");
-
-	return value && *value;
-}
-
 static void fill_page(const struct libuffd *u, const struct mem *m, size_t n, unsigned char byte)
 {
 	unsigned char *data = page_of(m, 1, byte);

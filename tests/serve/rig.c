@@ -430,9 +430,7 @@ int case_end(void **state)
 
 size_t rig_often(size_t here, size_t in_guest)
 {
-	const char *vm = getenv("LIBUFFD_TEST_VM");
-
-	return vm && *vm ? in_guest : here;
+	return in_test_vm() ? in_guest : here;
 }
 
 /* What is tested is named by the build, or lies beside the tests. */

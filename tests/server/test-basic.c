@@ -1065,26 +1065,6 @@ static void a_fill_at_a_rate_comes_to_its_end(void **state)
 	assert_int_equal(final_stats(region).installed, stage.m.len / stage.m.page);
 }
 
-/* What the mapping that begins there has of memory of its own. */
-static size_t anonymous_bytes(const void *addr)
-{
-	FILE *f = fopen("/proc/self/smaps", "r");
-	unsigned long long start, end;
-	size_t kib, bytes = 0;
-	char line[512];
-	bool here = false;
-
-	assert_non_null(f);
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%llx-%llx ", &start, &end) == 2)
-			here = start == (uintptr_t)addr;
-		else if (here && sscanf(line, "Anonymous: %zu kB", &kib) == 1)
-			bytes = kib << 10;
-	}
-	fclose(f);
-	return bytes;
-}
-
 /* Of a function, too, and several pages at once. */
 static void zeros_need_no_memory(void **state)
 {
@@ -1098,7 +1078,7 @@ static void zeros_need_no_memory(void **state)
 	turn_server();
 	assert_true(is_zero(stage.m.addr, stage.m.len));
 	if (!mem_is_shared(stage.m.kind) && !mem_is_hugetlb(stage.m.kind))
-		assert_int_equal(anonymous_bytes(stage.m.addr), 0);
+		assert_int_equal(smaps_bytes(stage.m.addr, "Anonymous"), 0);
 	assert_int_equal(final_stats(region).zeros, stage.m.len / stage.m.page);
 	assert_int_equal(notices_of(LIBUFFD_NOTICE_COMPLETE), 1);
 }

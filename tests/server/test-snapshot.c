@@ -436,7 +436,7 @@ static void rounds_of(void **state, uint64_t memory, unsigned int threads, uint6
 {
 	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : parts ? PARTS : 96;
 	/* An emulated guest needs ten times as long, and there are many of them. */
-	bool guest = getenv("LIBUFFD_TEST_VM") != NULL;
+	bool guest = in_test_vm();
 	unsigned int rounds = stage_kind(state) == MEM_ANON ? (guest ? 2 : 6) : (guest ? 1 : 2);
 	uint64_t early = 0;
 
