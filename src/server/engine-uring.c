@@ -752,6 +752,26 @@ static void free_engine(struct srv_engine *e)
 	free(e);
 }
 
+/*
+ * What others wait for. A plain ring gets it now, and muted: later, kernels up to 5.17 would wait until nothing is under
+ * way, and something always is. One that defers gets it when it is wanted, in go_outside().
+ */
+static int make_ready(struct srv_engine *e)
+{
+	int err;
+
+	e->ready = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (e->ready < 0)
+		return -errno;
+	if (e->defer)
+		return 0;
+	err = io_uring_cq_eventfd_toggle(&e->ring, false);
+	if (!err)
+		err = io_uring_register_eventfd(&e->ring, e->ready);
+	e->signals = !err;
+	return err;
+}
+
 static int prepare(struct srv_engine *e)
 {
 	int err = probe(e);
@@ -764,13 +784,9 @@ static int prepare(struct srv_engine *e)
 	e->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (e->timer.fd < 0)
 		return -errno;
-	e->ready = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (e->ready < 0)
-		return -errno;
-	/* A plain ring now, and muted: kernels up to 5.17 do it only when nothing is under way. */
-	if (!e->defer)
-		e->signals = !io_uring_cq_eventfd_toggle(&e->ring, false) &&
-			     !io_uring_register_eventfd(&e->ring, e->ready);
+	err = make_ready(e);
+	if (err)
+		return err;
 	e->kick.msgs = e->timer.msgs = &e->count;
 	err = leash(&e->ring, &e->leash);
 	if (err)
