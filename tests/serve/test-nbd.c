@@ -693,6 +693,7 @@ static void a_server_that_does_not_answer_is_an_error(void **state)
 static void another_export_in_its_place_is_not_taken(void **state)
 {
 	struct vmm *v;
+	size_t page = 0;
 
 	(void)state;
 	REQUIRES(LIBUFFD_FEATURE_POISON);
@@ -701,11 +702,13 @@ static void another_export_in_its_place_is_not_taken(void **state)
 	v = machine();
 	kit_end();
 	nbdkit("file", memory_file("other", 2 * PAGES));
-	assert_string_equal(tell(v, "peek 0"), "sigbus");
-	expect_words("error", "Stale file handle");
+	/* While it is not tried yet, the reason is that the first one is gone. */
+	do
+		assert_string_equal(tell(v, "peek %zu", page++), "sigbus");
+	while (!strstr(expect_said("error"), "Stale file handle"));
 	kit_end();
 	nbdkit("file", rig_path("mem"));
-	for (size_t page = 1; strcmp(tell(v, "peek %zu", page), "file") != 0; page++)
+	for (; strcmp(tell(v, "peek %zu", page), "file") != 0; page++)
 		assert_true(page < PAGES);
 }
 
