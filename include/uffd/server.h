@@ -504,6 +504,26 @@ LIBUFFD_EXPORT int libuffd_server_record_end(struct libuffd_server *s, int fd);
  */
 LIBUFFD_EXPORT int libuffd_server_replay(struct libuffd_server *s, int fd);
 
+/* What a record says: these bytes of that region. An element of an array: it never grows. */
+struct libuffd_record_entry {
+	uint64_t key;	 /* of the region */
+	uint64_t offset; /* in the region, in bytes */
+	uint64_t len;	 /* not 0; offset + len is below 2^64 */
+};
+
+/*
+ * Records without a server, for who keeps them in terms of his own: what is here one region's is there another's, or some
+ * of it is not wanted. To read one is to check all of it, as libuffd_server_replay() does. *@entries gets its entries,
+ * in order, which the caller must free(3), and *@n how many; NULL and 0 if there are none, and on failure. Any thread.
+ *   -EINVAL   NULL; from write: an entry that cannot be, or more than 2^32 of them, and nothing was written
+ *   -EBADMSG  from read: not a record, cut off, or damaged
+ *   -EPROTONOSUPPORT  from read: a record of a later version
+ *   -ENOMEM, or as read(2) and write(2)
+ */
+LIBUFFD_EXPORT int libuffd_record_read(int fd, struct libuffd_record_entry **entries, size_t *n);
+LIBUFFD_EXPORT int libuffd_record_write(int fd, const struct libuffd_record_entry *entries,
+					size_t n);
+
 /* ---- Sources -------------------------------------------------------------------------------- */
 
 /*

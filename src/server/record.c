@@ -1,13 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * Records: which pages were asked for, in which order; from a server to a file and back.
- *
- * What they are byte by byte, and what a reader checks, stands in CONTRIBUTING.md, "The file of a record"; this is
- * version 1. Every later one begins with the same 12 bytes. A reader refuses versions that it does not know, and
- * in version 1 every deviation.
- */
+/* Records: which pages were asked for, in which order; what a server notes, and what it does again. */
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,26 +8,14 @@
 
 #include "srv.h"
 
-#define VERSION 1
-#define HEADER 32
-#define SUMMED 24 /* of the header */
-#define ENTRY 24
-#define ENTRIES_MAX ((uint64_t)1 << 32)
-#define BATCH 170 /* entries at a time, on the stack */
 #define FIRST_BYTES ((size_t)64 << 10)
-
-static const unsigned char magic[8] = "uffdrec";
-
-struct entry {
-	uint64_t key, offset, len;
-};
 
 /*
  * Entries that become more. From the system and not from malloc(), whose locks are held by a thread of
  * this process that forks, until the loop that adds an entry here has read its event.
  */
 struct list {
-	struct entry *entry;
+	struct libuffd_record_entry *entry;
 	size_t n, bytes;
 };
 
@@ -66,12 +47,12 @@ static int list_grow(struct list *l)
 	return 0;
 }
 
-static int list_add(struct list *l, const struct entry *e)
+static int list_add(struct list *l, const struct libuffd_record_entry *e)
 {
 	uint64_t n = l->n;
 	int ret;
 
-	if (n >= ENTRIES_MAX)
+	if (n >= SRV_RECORD_MOST)
 		return -ENOMEM;
 	if (l->n == l->bytes / sizeof(*e)) {
 		ret = list_grow(l);
@@ -89,122 +70,7 @@ static void list_free(struct list *l)
 	memset(l, 0, sizeof(*l));
 }
 
-/* ---- Bytes ---------------------------------------------------------------------------------------- */
-
-static void put(unsigned char *to, uint64_t v, unsigned int bytes)
-{
-	for (unsigned int i = 0; i < bytes; i++)
-		to[i] = (unsigned char)(v >> (8 * i));
-}
-
-static uint64_t get(const unsigned char *from, unsigned int bytes)
-{
-	uint64_t v = 0;
-
-	for (unsigned int i = 0; i < bytes; i++)
-		v |= (uint64_t)from[i] << (8 * i);
-	return v;
-}
-
-static uint64_t sum(uint64_t state, const unsigned char *bytes, size_t len)
-{
-	while (len--)
-		state = (state ^ *bytes++) * UINT64_C(0x100000001b3);
-	return state;
-}
-
-static uint64_t sum_header(const unsigned char *header)
-{
-	return sum(UINT64_C(0xcbf29ce484222325), header, SUMMED);
-}
-
-/* The descriptor may be non-blocking, but the call is not. */
-static int wait_for(int fd, short events)
-{
-	struct pollfd p = { .fd = fd, .events = events };
-
-	return poll(&p, 1, -1) < 0 && errno != EINTR ? -errno : 0;
-}
-
-static int write_all(int fd, const unsigned char *bytes, size_t len)
-{
-	while (len) {
-		ssize_t n = write(fd, bytes, len);
-		int ret = 0;
-
-		if (n == 0)
-			return -EIO;
-		if (n < 0 && errno == EAGAIN)
-			ret = wait_for(fd, POLLOUT);
-		else if (n < 0 && errno != EINTR)
-			ret = -errno;
-		if (ret)
-			return ret;
-		if (n > 0) {
-			bytes += n;
-			len -= (size_t)n;
-		}
-	}
-	return 0;
-}
-
-/* All of it, or -EBADMSG if the file ends before. */
-static int read_all(int fd, unsigned char *bytes, size_t len)
-{
-	while (len) {
-		ssize_t n = read(fd, bytes, len);
-		int ret = 0;
-
-		if (n == 0)
-			return -EBADMSG;
-		if (n < 0 && errno == EAGAIN)
-			ret = wait_for(fd, POLLIN);
-		else if (n < 0 && errno != EINTR)
-			ret = -errno;
-		if (ret)
-			return ret;
-		if (n > 0) {
-			bytes += n;
-			len -= (size_t)n;
-		}
-	}
-	return 0;
-}
-
-/* ---- Writing -------------------------------------------------------------------------------------- */
-
-/* Up to BATCH entries from @at on, as bytes; returns how many bytes that is. */
-static size_t encode(const struct list *l, size_t at, unsigned char *to)
-{
-	size_t n = l->n - at < BATCH ? l->n - at : BATCH;
-
-	for (size_t i = 0; i < n; i++) {
-		put(to + i * ENTRY, l->entry[at + i].key, 8);
-		put(to + i * ENTRY + 8, l->entry[at + i].offset, 8);
-		put(to + i * ENTRY + 16, l->entry[at + i].len, 8);
-	}
-	return n * ENTRY;
-}
-
-static int list_write(const struct list *l, int fd)
-{
-	unsigned char header[HEADER], bytes[BATCH * ENTRY];
-	uint64_t state;
-	int ret;
-
-	memcpy(header, magic, sizeof(magic));
-	put(header + 8, VERSION, 4);
-	put(header + 12, HEADER, 4);
-	put(header + 16, l->n, 8);
-	state = sum_header(header);
-	for (size_t at = 0; at < l->n; at += BATCH)
-		state = sum(state, bytes, encode(l, at, bytes));
-	put(header + 24, state, 8);
-	ret = write_all(fd, header, sizeof(header));
-	for (size_t at = 0; at < l->n && ret == 0; at += BATCH)
-		ret = write_all(fd, bytes, encode(l, at, bytes));
-	return ret;
-}
+/* ---- Recording ------------------------------------------------------------------------------------- */
 
 /* The struct stays until the server goes, since a loop may be about to look at it. */
 int libuffd_server_record(struct libuffd_server *s)
@@ -242,8 +108,8 @@ int libuffd_server_record(struct libuffd_server *s)
 void srv_record_touch(struct libuffd_server *s, struct srv_region *r, uint64_t first, uint64_t n)
 {
 	struct srv_record *rec = atomic_load_explicit(&s->record, memory_order_acquire);
-	struct entry e = { r->cfg.key, first << r->page_shift, n << r->page_shift };
-	struct entry *last;
+	struct libuffd_record_entry e = { r->cfg.key, first << r->page_shift, n << r->page_shift };
+	struct libuffd_record_entry *last;
 
 	if (!rec || !atomic_load_explicit(&rec->on, memory_order_relaxed))
 		return;
@@ -288,7 +154,7 @@ static int record_end(struct srv_record *rec, int fd)
 	pthread_mutex_unlock(&rec->lock);
 
 	/* Loops must not wait for whoever reads this. */
-	ret = list_write(&l, fd);
+	ret = libuffd_record_write(fd, l.entry, l.n);
 
 	pthread_mutex_lock(&rec->lock);
 	rec->ending = false;
@@ -322,74 +188,6 @@ void srv_record_free(struct libuffd_server *s)
 	list_free(&rec->list);
 	pthread_mutex_destroy(&rec->lock);
 	free(rec);
-}
-
-/* ---- Reading -------------------------------------------------------------------------------------- */
-
-static int check_header(const unsigned char *header)
-{
-	if (memcmp(header, magic, sizeof(magic)))
-		return -EBADMSG;
-	if (get(header + 8, 4) > VERSION)
-		return -EPROTONOSUPPORT;
-	if (get(header + 8, 4) != VERSION || get(header + 12, 4) != HEADER ||
-	    get(header + 16, 8) > ENTRIES_MAX)
-		return -EBADMSG;
-	return 0;
-}
-
-static int decode(const unsigned char *bytes, struct entry *e)
-{
-	e->key = get(bytes, 8);
-	e->offset = get(bytes + 8, 8);
-	e->len = get(bytes + 16, 8);
-	return e->len && e->offset <= UINT64_MAX - e->len ? 0 : -EBADMSG;
-}
-
-/* The list grows by what has arrived, not by what the header promises. */
-static int read_entries(struct list *l, int fd, uint64_t count, uint64_t *state)
-{
-	unsigned char bytes[BATCH * ENTRY];
-	struct entry e;
-
-	while (count) {
-		size_t n = count < BATCH ? (size_t)count : BATCH;
-		int ret = read_all(fd, bytes, n * ENTRY);
-
-		for (size_t i = 0; i < n && ret == 0; i++) {
-			ret = decode(bytes + i * ENTRY, &e);
-			if (ret == 0)
-				ret = list_add(l, &e);
-		}
-		if (ret)
-			return ret;
-		*state = sum(*state, bytes, n * ENTRY);
-		count -= n;
-	}
-	return 0;
-}
-
-static int list_read(struct list *l, int fd)
-{
-	unsigned char header[HEADER];
-	uint64_t state;
-	int ret;
-
-	/* Of a later version no more is known than its beginning. */
-	ret = read_all(fd, header, 12);
-	if (ret == 0 && (memcmp(header, magic, sizeof(magic)) || get(header + 8, 4) > VERSION))
-		return check_header(header);
-	if (ret == 0)
-		ret = read_all(fd, header + 12, HEADER - 12);
-	if (ret == 0)
-		ret = check_header(header);
-	if (ret)
-		return ret;
-	state = sum_header(header);
-	ret = read_entries(l, fd, get(header + 16, 8), &state);
-	if (ret)
-		return ret;
-	return state == get(header + 24, 8) ? 0 : -EBADMSG;
 }
 
 /* ---- Replaying ------------------------------------------------------------------------------------ */
@@ -468,7 +266,8 @@ static struct srv_region *region_of(const struct snapshot *shot, uint64_t key)
 }
 
 /* In whole pages of the region; false if there is nothing of it. */
-static bool span_of(const struct snapshot *shot, const struct entry *e, struct srv_span *span)
+static bool span_of(const struct snapshot *shot, const struct libuffd_record_entry *e,
+		    struct srv_span *span)
 {
 	struct srv_region *r = region_of(shot, e->key);
 	uint64_t end;
@@ -499,7 +298,8 @@ static bool join(struct srv_span *last, const struct srv_span *span)
 	return true;
 }
 
-static int replay(struct libuffd_server *s, const struct list *l)
+static int replay(struct libuffd_server *s, const struct libuffd_record_entry *entry,
+		  size_t nentries)
 {
 	struct srv_span *spans;
 	struct snapshot shot;
@@ -509,12 +309,11 @@ static int replay(struct libuffd_server *s, const struct list *l)
 	ret = snapshot_take(s, &shot);
 	if (ret || !shot.n)
 		return ret;
-	spans = calloc(l->n, sizeof(*spans));
+	spans = calloc(nentries, sizeof(*spans));
 	if (!spans)
 		ret = -ENOMEM;
-	for (size_t i = 0; spans && i < l->n; i++)
-		if (span_of(&shot, &l->entry[i], &spans[n]) &&
-		    (!n || !join(&spans[n - 1], &spans[n])))
+	for (size_t i = 0; spans && i < nentries; i++)
+		if (span_of(&shot, &entry[i], &spans[n]) && (!n || !join(&spans[n - 1], &spans[n])))
 			n++;
 	if (ret == 0)
 		ret = srv_background_replay(s, spans, n);
@@ -525,14 +324,15 @@ static int replay(struct libuffd_server *s, const struct list *l)
 
 int libuffd_server_replay(struct libuffd_server *s, int fd)
 {
-	struct list l = { 0 };
+	struct libuffd_record_entry *entry;
+	size_t n;
 	int ret;
 
 	if (!s)
 		return -EINVAL;
-	ret = list_read(&l, fd);
-	if (ret == 0 && l.n)
-		ret = replay(s, &l);
-	list_free(&l);
+	ret = libuffd_record_read(fd, &entry, &n);
+	if (ret == 0 && n)
+		ret = replay(s, entry, n);
+	free(entry);
 	return ret;
 }

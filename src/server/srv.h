@@ -698,7 +698,10 @@ void srv_track_gone(struct srv_space *sp, uint64_t start, uint64_t end);
 /* -EDEADLK if the server itself, for this region or another, would touch what it serves. Under server->adding. */
 int srv_own_check(struct libuffd_server *s, struct srv_space *sp, const struct libuffd_region *cfg);
 
-/* ---- prefetch.c, record.c ------------------------------------------------------------------------ */
+/* ---- prefetch.c, record.c, record-file.c ----------------------------------------------------------- */
+
+/* Entries of a record, at most. */
+#define SRV_RECORD_MOST ((uint64_t)1 << 32)
 
 /* The pages around @i to be supplied with it: widens [*first, *first + *n). Under the space's lock. */
 void srv_window(const struct srv_pages *p, const struct srv_seg *seg, uint64_t i, uint64_t *first,

@@ -157,6 +157,10 @@ AT(libuffd_request, region, 40);
 AT(libuffd_request, address, 48);
 AT(libuffd_request, reserved, 56);
 
+SAME(sizeof(struct libuffd_record_entry), 24);
+AT(libuffd_record_entry, offset, 8);
+AT(libuffd_record_entry, len, 16);
+
 SAME(sizeof(struct libuffd_stats), 496);
 AT(libuffd_stats, faults_missing, 8);
 AT(libuffd_stats, faults_minor, 16);

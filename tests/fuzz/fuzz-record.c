@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Any bytes in: either spans that lie in their regions, and exactly what belongs to the record was read,
- * or an error and nothing. As the checksum would keep nearly all inputs out, the first byte says whether it
- * is mended first.
+ * or an error and nothing; and what is read without a server can be written, and is the same then. As the checksum
+ * would keep nearly all inputs out, the first byte says whether it is mended first.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -111,6 +111,37 @@ static int input(const uint8_t *data, size_t size, bool whole)
 	return fd;
 }
 
+/* ---- Without a server ----------------------------------------------------------------------------- */
+
+static void read_and_write(int fd, int wanted)
+{
+	struct libuffd_record_entry *entries;
+	uint8_t *before, *after;
+	size_t n, len;
+	int to;
+
+	require(lseek(fd, 0, SEEK_SET) == 0);
+	require(libuffd_record_read(fd, &entries, &n) == wanted);
+	if (wanted) {
+		require(!entries && !n);
+		return;
+	}
+	len = HEADER + n * ENTRY;
+	before = malloc(len);
+	after = malloc(len);
+	to = memfd_create("written", MFD_CLOEXEC);
+	require(before && after && to >= 0);
+	for (size_t i = 0; i < n; i++)
+		require(entries[i].len && entries[i].offset <= UINT64_MAX - entries[i].len);
+	require(libuffd_record_write(to, entries, n) == 0);
+	require(pread(fd, before, len, 0) == (ssize_t)len);
+	require(pread(to, after, len, 0) == (ssize_t)len && !memcmp(before, after, len));
+	close(to);
+	free(after);
+	free(before);
+	free(entries);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	bool whole = size && data[0] & 1;
@@ -133,5 +164,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			(off_t)(HEADER + (size - HEADER) / ENTRY * ENTRY));
 	for (unsigned int i = 0; i < 3; i++)
 		require(regions[i].refs == 1);
+	read_and_write(fd, ret);
 	return 0;
 }

@@ -33,6 +33,7 @@
 
 static unsigned int refuse_calloc; /* the n-th from now, and no other */
 static bool refuse_mremap;
+static bool refuse_growth; /* of what malloc has given */
 
 void *__real_calloc(size_t n, size_t size);
 void *__wrap_calloc(size_t n, size_t size);
@@ -52,6 +53,13 @@ void *__wrap_mremap(void *old, size_t old_len, size_t new_len, int flags, ...)
 		return MAP_FAILED;
 	}
 	return __real_mremap(old, old_len, new_len, flags);
+}
+
+void *__real_reallocarray(void *old, size_t n, size_t size);
+void *__wrap_reallocarray(void *old, size_t n, size_t size);
+void *__wrap_reallocarray(void *old, size_t n, size_t size)
+{
+	return old && refuse_growth ? NULL : __real_reallocarray(old, n, size);
 }
 
 /* ---- A server that is not one -------------------------------------------------------------------- */
@@ -210,7 +218,7 @@ static void server_new(void)
 {
 	memset(&w, 0, sizeof(w));
 	refuse_calloc = 0;
-	refuse_mremap = false;
+	refuse_mremap = refuse_growth = false;
 	pthread_mutex_init(&w.lock, NULL);
 	pthread_mutex_init(&w.server.lock, NULL);
 	w.server.loops = w.loop;
@@ -1522,6 +1530,93 @@ static void the_record_of_the_design_is_read_and_written(void **state)
 	server_free();
 }
 
+/* As the server writes them; and of several in one file the first ends where the next begins. */
+static void records_are_read_and_written_without_a_server(void **state)
+{
+	static const struct libuffd_record_entry wanted[] = { { 100, 5 * PAGE, PAGE },
+							      { 7, 1, UINT64_MAX - 1 },
+							      { 0, 0, 1 } };
+	struct libuffd_record_entry *entries;
+	int fd = memfd_create("record", MFD_CLOEXEC);
+	size_t n;
+
+	(void)state;
+	begin_record(0);
+	for (size_t i = 0; i < ARRAY_SIZE(wanted); i++)
+		add_entry(wanted[i].key, wanted[i].offset, wanted[i].len);
+	assert_int_equal(libuffd_record_write(fd, wanted, ARRAY_SIZE(wanted)), 0);
+	assert_int_equal(libuffd_record_write(fd, NULL, 0), 0);
+	assert_int_equal(lseek(fd, 0, SEEK_CUR), (off_t)record_len + 32);
+	{
+		unsigned char bytes[32 + 24 * ARRAY_SIZE(wanted)];
+
+		assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), (ssize_t)record_len);
+		assert_memory_equal(bytes, record, record_len);
+	}
+	assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+	assert_int_equal(libuffd_record_read(fd, &entries, &n), 0);
+	assert_int_equal(n, ARRAY_SIZE(wanted));
+	assert_memory_equal(entries, wanted, sizeof(wanted));
+	free(entries);
+	assert_int_equal(libuffd_record_read(fd, &entries, &n), 0);
+	assert_null(entries);
+	assert_int_equal(n, 0);
+	close(fd);
+}
+
+/* The thousands that do not fit into one step, too. */
+static void long_records_are_read_and_written_without_a_server(void **state)
+{
+	static struct libuffd_record_entry many[1000];
+	struct libuffd_record_entry *entries;
+	int fd = memfd_create("record", MFD_CLOEXEC);
+	size_t n;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(many); i++)
+		many[i] = (struct libuffd_record_entry){ i, i * PAGE, i + 1 };
+	assert_int_equal(libuffd_record_write(fd, many, ARRAY_SIZE(many)), 0);
+	assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
+	assert_int_equal(libuffd_record_read(fd, &entries, &n), 0);
+	assert_int_equal(n, ARRAY_SIZE(many));
+	assert_memory_equal(entries, many, sizeof(many));
+	free(entries);
+	close(fd);
+}
+
+static void no_record_is_read_or_written_in_part(void **state)
+{
+	struct libuffd_record_entry bad[][2] = { { { 1, 0, 1 }, { 1, 0, 0 } },
+						 { { 1, 0, 1 }, { 1, 2, UINT64_MAX - 1 } } };
+	struct libuffd_record_entry *entries, some;
+	int fd = memfd_create("record", MFD_CLOEXEC);
+	size_t n;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		assert_int_equal(libuffd_record_write(fd, bad[i], 2), -EINVAL);
+	assert_int_equal(libuffd_record_write(fd, NULL, 1), -EINVAL);
+	assert_int_equal(lseek(fd, 0, SEEK_END), 0);
+	assert_int_equal(libuffd_record_write(-1, NULL, 0), -EBADF);
+	assert_int_equal(libuffd_record_read(fd, NULL, &n), -EINVAL);
+	assert_int_equal(n, 0);
+	entries = &some;
+	assert_int_equal(libuffd_record_read(fd, &entries, NULL), -EINVAL);
+	assert_null(entries);
+	close(fd);
+
+	begin_record(0);
+	add_entry(100, 5 * PAGE, PAGE);
+	record[record_len - 1] ^= 1;
+	fd = file_of(record, record_len);
+	entries = &some;
+	n = 1;
+	assert_int_equal(libuffd_record_read(fd, &entries, &n), -EBADMSG);
+	assert_null(entries);
+	assert_int_equal(n, 0);
+	close(fd);
+}
+
 static void nothing_of_a_record_is_left_in_the_next(void **state)
 {
 	struct srv_region *r;
@@ -1840,7 +1935,7 @@ static void a_header_that_lies_allocates_nothing(void **state)
 	(void)state;
 	server_new();
 	add_region(1, 0, 100, SHIFT);
-	refuse_mremap = true;
+	refuse_growth = true;
 	for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
 		begin_record(0);
 		add_entry(100, 5 * PAGE, PAGE);
@@ -2046,7 +2141,7 @@ static void a_replay_without_memory_does_nothing(void **state)
 	put(record + 16, 10000, 8);
 	record_len = 32 + 24 * 10000;
 	seal();
-	refuse_mremap = true;
+	refuse_growth = true;
 	assert_int_equal(replay_bytes(record, record_len), -ENOMEM);
 	assert_true(srv_background_idle(&w.server));
 	server_free();
@@ -2093,6 +2188,9 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(loops_at_once_fetch_each_page_once),
 	cmocka_unit_test(a_record_comes_back_in_its_order),
 	cmocka_unit_test(the_record_of_the_design_is_read_and_written),
+	cmocka_unit_test(records_are_read_and_written_without_a_server),
+	cmocka_unit_test(long_records_are_read_and_written_without_a_server),
+	cmocka_unit_test(no_record_is_read_or_written_in_part),
 	cmocka_unit_test(nothing_of_a_record_is_left_in_the_next),
 	cmocka_unit_test(records_go_through_pipes_in_small_parts),
 	cmocka_unit_test(a_reader_that_goes_leaves_the_record),

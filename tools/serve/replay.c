@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* The first machine's touches are recorded; what was recorded another time is replayed to every machine. */
+/*
+ * The first machine's touches are recorded; what was recorded another time is replayed to every machine.
+ *
+ * In the server each region of each machine has a key of its own. In a file there is one key, 0, and offsets are those
+ * of the memory file: so what was learned of one machine is good for the next, wherever its memory lies, and for
+ * whatever else reads that file.
+ */
 #include "serve.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +24,37 @@
 uint64_t replay_key(const struct vm *vm, size_t region)
 {
 	return KEY(vm, region);
+}
+
+/* ---- Entries --------------------------------------------------------------------------------- */
+
+static int order_add(struct order *o, const struct libuffd_record_entry *e)
+{
+	if (o->n == o->room) {
+		size_t room = o->room ? 2 * o->room : 64;
+		void *p = reallocarray(o->entry, room, sizeof(*o->entry));
+
+		if (!p)
+			return -ENOMEM;
+		o->entry = p;
+		o->room = room;
+	}
+	o->entry[o->n++] = *e;
+	return 0;
+}
+
+static void order_free(struct order *o)
+{
+	free(o->entry);
+	memset(o, 0, sizeof(*o));
+}
+
+static int order_read(int fd, struct order *o)
+{
+	int ret = libuffd_record_read(fd, &o->entry, &o->n);
+
+	o->room = o->n;
+	return ret;
 }
 
 /* ---- Opening -------------------------------------------------------------------------------- */
@@ -60,7 +98,7 @@ int replay_open(struct serve *sv, struct why *why)
 /* ---- Replaying ------------------------------------------------------------------------------ */
 
 /* What an entry of the file is in the machine's regions: a part of any of them. */
-static int translate(const struct vm *vm, const struct order_entry *e, struct order *to)
+static int translate(const struct vm *vm, const struct libuffd_record_entry *e, struct order *to)
 {
 	int ret = 0;
 
@@ -69,7 +107,7 @@ static int translate(const struct vm *vm, const struct order_entry *e, struct or
 		uint64_t first = e->offset > w->offset ? e->offset : w->offset;
 		uint64_t end = e->offset + e->len < w->offset + w->len ? e->offset + e->len
 								       : w->offset + w->len;
-		struct order_entry mine = { KEY(vm, i), first - w->offset, end - first };
+		struct libuffd_record_entry mine = { KEY(vm, i), first - w->offset, end - first };
 
 		if (first < end)
 			ret = order_add(to, &mine);
@@ -88,7 +126,7 @@ static int replay_to(const struct serve *sv, const struct vm *vm)
 		if (sv->replay.entry[i].key == KEY_OF_FILE)
 			ret = translate(vm, &sv->replay.entry[i], &mine);
 	if (ret == 0)
-		ret = order_write(fd, &mine);
+		ret = libuffd_record_write(fd, mine.entry, mine.n);
 	order_free(&mine);
 	if (ret == 0 && lseek(fd, 0, SEEK_SET) < 0)
 		ret = -errno;
@@ -135,7 +173,7 @@ static int collect(struct serve *sv, const struct vm *vm, struct order *to)
 		ret = order_read(fd, &all);
 	close(fd);
 	for (size_t i = 0; i < all.n && ret == 0; i++) {
-		struct order_entry e = all.entry[i];
+		struct libuffd_record_entry e = all.entry[i];
 		size_t region = e.key & 0xffff;
 
 		if (e.key >> 16 != vm->id || region >= vm->regions)
@@ -153,7 +191,7 @@ static int write_record(const struct serve *sv, const struct order *o)
 	int ret = lseek(sv->record_fd, 0, SEEK_SET) < 0 ? -errno : 0;
 
 	if (ret == 0)
-		ret = order_write(sv->record_fd, o);
+		ret = libuffd_record_write(sv->record_fd, o->entry, o->n);
 	if (ret == 0 && ftruncate(sv->record_fd, lseek(sv->record_fd, 0, SEEK_CUR)) < 0)
 		ret = -errno;
 	return ret;

@@ -10,7 +10,7 @@
  *   notice.c   what the server tells               memory.c   where bytes come from
  *   nbd.c      from another machine: requests, connections    nbd-uri.c  where that is
  *   nbd-map.c  where there are only zeros
- *   order.c    the file of a record                replay.c   recording one machine, replaying to the others
+ *   replay.c   recording one machine, replaying to the others
  *   stats.c    figures                             report.c   where these are asked for
  *   notify.c   telling systemd                     jail.c     giving up rights
  *   keep.c     what outlives us
@@ -30,10 +30,15 @@
 #include "loop.h"
 #include "memory.h"
 #include "options.h"
-#include "order.h"
 #include "peer.h"
 #include "wire.h"
 #include "why.h"
+
+/* Entries of a record, and room for more. */
+struct order {
+	struct libuffd_record_entry *entry;
+	size_t n, room;
+};
 
 enum vm_state {
 	VM_SERVED,
