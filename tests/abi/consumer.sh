@@ -132,14 +132,16 @@ subproject()
 	ln -s "$top" "$work/project/subprojects/libuffd"
 	cp "$top/libuffd.wrap" "$work/project/subprojects"
 	cp "$work/app.c" "$work/server-app.c" "$work/project"
-	cat >"$work/project/meson.build" <<-'EOF'
-		project('app', 'c', default_options: ['warning_level=2', 'werror=true'])
-		uffd = dependency('libuffd', default_options: ['default_library=static'])
-		server = dependency('libuffd-server', default_options: ['default_library=static'])
-		executable('app', 'app.c', dependencies: uffd)
-		executable('server-app', 'server-app.c', dependencies: server)
-	EOF
-	meson setup "$work/project/build" "$work/project" --wrap-mode=forcefallback &&
+	# The README's lines, as they stand.
+	awk '/^```meson$/ { on = 1; next } /^```$/ { on = 0 } on' "$top/README.md" >"$work/readme.meson"
+	grep -q libuffd-server "$work/readme.meson" || return 1
+	{
+		echo "project('app', 'c', default_options: ['warning_level=2', 'werror=true'])"
+		cat "$work/readme.meson"
+		echo "executable('app', 'app.c', dependencies: uffd)"
+		echo "executable('server-app', 'server-app.c', dependencies: server)"
+	} >"$work/project/meson.build"
+	meson setup "$work/project/build" "$work/project" --wrap-mode=forcefallback -Ddefault_library=static &&
 		meson compile -C "$work/project/build" && "$work/project/build/app" &&
 		"$work/project/build/server-app"
 }

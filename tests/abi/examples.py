@@ -5,8 +5,9 @@
 They are compiled against what this build installs, with the flags of pkg-config alone, and must end well. A
 comment before a block of a page says more of it: `example: sh` is for the shell; `needs: move` names features, or
 what else uffd-info --require knows, without which it cannot run; `prints: words` must stand in what it prints.
-A block of the README that is no program of its own needs a readme-*.c here, which is one around it. TAP on standard
-output.
+A block of the README that is no program of its own needs a readme-*.c here, which is one around it. Its commands
+that build a program are run as they stand; of the others what they call must be there, and know their options.
+(Its block of Meson is the matter of consumer.sh, and test-microvm.py runs the two terminals.) TAP on standard output.
 """
 import argparse
 import glob
@@ -110,9 +111,13 @@ def of_pages(pages):
             yield Example(name, "".join(mdoc.plain(line) + "\n" for line in lines), said)
 
 
-def of_readme():
+def readme(language):
     with open(os.path.join(args.source, "README.md"), encoding="utf-8") as f:
-        blocks = re.findall(r"^```c\n(.*?)^```$", f.read(), re.M | re.S)
+        return re.findall(rf"^```{language}\n(.*?)^```$", f.read(), re.M | re.S)
+
+
+def of_readme():
+    blocks = readme("c")
     wraps = {}
     for path in glob.glob(os.path.join(args.source, "tests", "abi", "readme-*.c")):
         with open(path, encoding="utf-8") as f:
@@ -128,6 +133,55 @@ def of_readme():
             code = re.sub(r"^.*/\* the block that begins: .*$", lambda _, c=code: c, wrap, flags=re.M)
         yield Example(name, code)
     tap.case("the README has blocks of C", [] if blocks else ["none was found"])
+
+
+def run_readme(stage, name, commands, there):
+    """What builds the program above it, pasted; it is first.c there."""
+    if "user-mode" not in there:
+        tap.skip(name, "needs user-mode: this machine has not got that")
+        return
+    with open(os.path.join(stage.work, "first.c"), "w", encoding="utf-8") as f:
+        f.write(readme("c")[0])
+    commands = re.sub(r"^cc ", " ".join(args.compiler) + " ", commands)
+    result = stage.run(["sh", "-eu", "-c", commands])
+    tap.case(name, [result.stdout, result.stderr] if result.returncode or not result.stdout else None)
+
+
+def unknown(stage, command):
+    """What is wrong with a command that is not run: it is not there, or does not know an option."""
+    words = command.split()
+    options = {word for word in words[1:] if word.startswith("--")}
+    place, _, program = words[0].rpartition("/")
+    if words[0].startswith("build/examples/"):
+        source = os.path.join(args.source, "examples", program + ".c")
+        if not os.path.exists(source):
+            return [f"no {source}"]
+        with open(source, encoding="utf-8") as f:
+            known = {"--" + word for word in re.findall(r'\{ "([\w-]+)",', f.read())}
+    elif place == "scripts" or stage.has_tool(program):
+        path = os.path.join(args.source, words[0]) if place == "scripts" else program
+        result = stage.run([path, "--help"])
+        if result.returncode:
+            return [f"{words[0]} --help: {result.returncode}", result.stderr]
+        known = set(re.findall(r"--[\w-]+", result.stdout))
+    else:
+        return [f"{words[0]}: nobody tries this"]
+    return [f"{words[0]} does not know {option}" for option in sorted(options - known)]
+
+
+def commands_of_readme(stage, there):
+    blocks = readme("sh")
+    tap.case("the README has blocks of commands", [] if blocks else ["none was found"])
+    for i, block in enumerate(blocks, 1):
+        name = f"README.md, commands {i}"
+        if block.startswith("cc "):
+            run_readme(stage, name, block, there)
+            continue
+        lines = [line.partition(" # ")[0] for line in block.splitlines()]
+        if any("uffd-serve" in line for line in lines) and not stage.has_tool("uffd-serve"):
+            tap.skip(name, "uffd-serve is not built: it needs json-c")
+            continue
+        tap.case(name, [problem for line in lines if line.strip() for problem in unknown(stage, line)])
 
 
 def pasted(path, options, pages):
@@ -170,4 +224,5 @@ with Stage(args.meson, args.build) as stage:
     there = set() if wrong else set(result.stdout.split())
     for example in (*of_pages(pages), *of_readme()):
         try_it(stage, example, there)
+    commands_of_readme(stage, there)
 tap.finish()

@@ -147,8 +147,52 @@ for page in calls:
     problems += [f"{page.file}: wants #include <uffd/{exported[name]}>" for name in told
                  if name in exported and f".In uffd/{exported[name]}\n" not in page.sections["SYNOPSIS"]]
 tap.case("a synopsis is what the header declares", problems)
-tap.case("a page about calls has all sections", [
-    f"{page.file}: {section}" for page in calls for section in SECTIONS if section not in page.sections])
+tap.case("a page about calls has all sections, with something in them", [
+    f"{page.file}: {section}" for page in calls for section in SECTIONS
+    if not re.search(r"^[^.\s]|^\.(?!\\\")\w+ \S", page.sections.get(section, ""), re.M)])
+
+
+def parameters(page):
+    """name: the struct that it points to, or None. Of all its calls."""
+    return {re.search(r"(\w+)\W*$", word)[1]: (re.search(r"struct (\w+)", word) or [None] * 2)[1]
+            for prototype in synopsis(page).values()
+            for word in re.match(r"[^(]*\((.*)\)", prototype)[1].split(",") if word not in ("", "void")}
+
+
+def told(page, *sections):
+    return "\n".join(page.sections.get(section, "") for section in sections)
+
+
+# What a call is about needs no words of its own.
+SUBJECTS = {"u", "s", "w", "ws", "snap", "src", "scanner"}
+
+
+def lacking(page):
+    """What the sections have to say, besides being there."""
+    about = told(page, "DESCRIPTION", "OWNERSHIP", "RETURN VALUES")
+    words = parameters(page)
+    for name in sorted(words.keys() - SUBJECTS):
+        if not re.search(rf"\bFa (?:\S+ , )?{name}\b|^\.Vt struct {words[name]}\b", about, re.M):
+            yield f"nothing is said of {name}"
+    # A number without its unit is no use; an address and a length are counted in something.
+    if words.keys() & {"len", "cap", "offset"} and not re.search(r"\b(bytes?|pages?|ranges|events)\b", about):
+        yield "a length has no unit"
+    if any("timeout" in name for name in words) and not re.search(r"\bnanoseconds?\b", about):
+        yield "a time has no unit"
+    if not re.search(r"\b\d+\.\d+\b|[Aa]ny\b|[Ee]very kernel|None of them|See$|Those of", told(page, "KERNEL VERSIONS"), re.M):
+        yield "no kernel is named"
+    for word in ("thread", "signal"):
+        if word not in told(page, "THREADS AND SIGNALS"):
+            yield f"THREADS AND SIGNALS is silent on every {word}"
+    for error in re.findall(r"^\.It (?:Bq Er )?(.*)\n(?=\.It|\.El)", told(page, "ERRORS"), re.M):
+        yield f"{error}: no cause is given"
+
+
+tap.case("it tells of each parameter, of units, kernels, threads and signals, and what causes each error", [
+    f"{page.file}: {problem}" for page in calls for problem in lacking(page)])
+shown = "\n".join(line for page in pages for _, block in page.examples() for line in map(mdoc.plain, block))
+tap.case("every call is used in an example of the manual", [
+    name for page in calls for name in page.names() if not re.search(rf"\b{name}\b", shown)])
 
 
 def contracts(text):
