@@ -20,6 +20,13 @@
 
 #include <uffd/server.h>
 
+/* In a step of its own: what is no macro of this libc's must not be called in an #if. */
+#ifdef __GLIBC_PREREQ
+#if __GLIBC_PREREQ(2, 35)
+#define LIBC_HAS_EPOLL_PWAIT2
+#endif
+#endif
+
 #define NOBODY UINT32_MAX
 #define EVENTS 64 /* of one epoll_wait; what is beyond comes first in the next */
 
@@ -350,7 +357,7 @@ static int call_back(struct srv_engine *e, const struct epoll_event *ev, int nev
 
 static int wait_ns(struct srv_engine *e, struct epoll_event *ev, int64_t ns)
 {
-#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 35)
+#ifdef LIBC_HAS_EPOLL_PWAIT2
 	struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000),
 			       .tv_nsec = (long)(ns % 1000000000) };
 

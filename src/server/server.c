@@ -325,7 +325,7 @@ int libuffd_server_fd(const struct libuffd_server *s)
 		return -EINVAL;
 	loop = &s->loops[0];
 	/* Steps before did not leave it ready for this: let the next one come. */
-	if (!atomic_exchange(&loop->fd_used, true))
+	if (!atomic_exchange(&loop->fd_used, 1))
 		loop->ops->kick(loop->engine);
 	return loop->ops->fd(loop->engine);
 }

@@ -2,9 +2,11 @@
 /* Bytes of files and block devices. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -143,6 +145,25 @@ static uint64_t skew(const struct file *f, uint64_t offset)
 	return f->direct ? offset - page_start(offset) : 0;
 }
 
+/* What can be had without waiting; -1 and errno, as preadv2(2) says it. */
+static ssize_t read_nowait(int fd, const struct iovec *iov, off_t offset)
+{
+#ifdef RWF_NOWAIT
+	return preadv2(fd, iov, 1, offset, RWF_NOWAIT);
+#else
+	/*
+	 * musl has no such call before 1.2.5. The kernel takes the offset as two longs, a half in each,
+	 * or where a long has room for it all in the first.
+	 */
+	const int half = sizeof(long) * CHAR_BIT / 2;
+	const unsigned long low = (unsigned long)offset;
+	const unsigned long high = (unsigned long)((uint64_t)offset >> half >> half);
+	const long nowait = 0x8;
+
+	return syscall(SYS_preadv2, fd, iov, 1UL, low, high, nowait);
+#endif
+}
+
 int64_t srv_file_now(struct libuffd_source *src, uint64_t offset, void *buf, uint64_t len)
 {
 	struct file *f = (struct file *)src;
@@ -153,7 +174,7 @@ int64_t srv_file_now(struct libuffd_source *src, uint64_t offset, void *buf, uin
 		return 0;
 	if (f->direct || atomic_load_explicit(&f->no_nowait, memory_order_relaxed))
 		return -EAGAIN;
-	res = preadv2(f->fd, &iov, 1, (off_t)offset, RWF_NOWAIT);
+	res = read_nowait(f->fd, &iov, (off_t)offset);
 	if (res > 0)
 		return res;
 	/* Linux 5.9 and 5.10 return 0 before the end, too: only a read that waits can tell. */

@@ -416,7 +416,7 @@ static void hand_back(struct srv_space *sp)
 
 void srv_space_end(struct srv_space *sp)
 {
-	atomic_store(&sp->dead, true);
+	atomic_store(&sp->dead, 1);
 	while (sp->ports) {
 		struct srv_port *port = sp->ports;
 
@@ -438,7 +438,7 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error)
 					 .space = sp->id };
 	struct libuffd_server *s = sp->server;
 
-	if (atomic_exchange(&sp->dead, true))
+	if (atomic_exchange(&sp->dead, 1))
 		return;
 	sp->error = error;
 	srv_snapshot_lost(sp, error == -ESRCH ? -ESRCH : -ENOENT);
@@ -480,7 +480,7 @@ int libuffd_server_detach(struct libuffd_server *s, uint64_t space, struct libuf
 		srv_space_unref(sp);
 		return -EINVAL;
 	}
-	if (!atomic_exchange(&sp->dead, true)) {
+	if (!atomic_exchange(&sp->dead, 1)) {
 		srv_snapshot_lost(sp, -ENOENT);
 		close_ports(sp, here);
 	}

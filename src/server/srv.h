@@ -610,9 +610,9 @@ struct srv_space {
 	atomic_uint refs;
 	struct libuffd_server *server;
 	struct libuffd *u;
-	bool owned;	  /* a child's: closed with the space */
-	bool ordered;	  /* has events of the layout, and so one port */
-	atomic_bool dead; /* exited, failed or detached */
+	bool owned;	 /* a child's: closed with the space */
+	bool ordered;	 /* has events of the layout, and so one port */
+	atomic_int dead; /* exited, failed or detached; RISC-V swaps no single bytes */
 	struct libuffd_space_opts cfg;
 	pthread_mutex_t lock;
 	struct srv_map map;
@@ -829,8 +829,8 @@ struct srv_loop {
 	/* When to look whether heirs have been told all; UINT64_MAX: they have. */
 	uint64_t settle_at;
 	uint64_t settle_pause;
-	atomic_bool fd_used; /* somebody waits on the engine's descriptor */
-	unsigned int lost;   /* ports that have lost faults, or are muted */
+	atomic_int fd_used; /* somebody waits on the engine's descriptor */
+	unsigned int lost;  /* ports that have lost faults, or are muted */
 };
 
 enum srv_muster { SRV_SHUT, SRV_OPEN, SRV_GIVEN_UP };

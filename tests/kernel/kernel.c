@@ -160,11 +160,25 @@ void mem_map(struct mem *m, enum mem_kind kind, size_t pages)
 	}
 }
 
+#define HOLES_MAX 64
+
+void mem_hole(struct mem *m, size_t page, size_t pages)
+{
+	assert_true(page + pages <= HOLES_MAX);
+	for (size_t i = page; i < page + pages; i++)
+		m->holes |= UINT64_C(1) << i;
+	assert_int_equal(munmap(mem_page(m, page), pages * m->page), 0);
+}
+
 void mem_unmap(struct mem *m)
 {
 	if (m->alias)
 		munmap(m->alias, m->len);
-	munmap(m->addr, m->len);
+	if (!m->holes)
+		munmap(m->addr, m->len);
+	for (size_t i = 0; m->holes && i < m->len / m->page; i++)
+		if (i >= HOLES_MAX || !(m->holes >> i & 1))
+			munmap(mem_page(m, i), m->page);
 	for (size_t i = 0; i < ARRAY_SIZE(m->sides); i++)
 		if (m->sides[i])
 			munmap(m->sides[i], page_size());

@@ -70,6 +70,7 @@ struct mem {
 	int memfd;		 /* behind it, or -1 */
 	unsigned char *alias;	 /* a second mapping of the memfd, never registered; or NULL */
 	unsigned char *sides[2]; /* of hugetlb: a page before it, and one behind it; or NULL */
+	uint64_t holes;		 /* a bit for each page that mem_hole() took */
 };
 
 extern const char *const mem_name[MEM_KINDS];
@@ -88,6 +89,11 @@ static inline bool mem_is_shared(enum mem_kind kind)
  */
 void mem_map(struct mem *m, enum mem_kind kind, size_t pages);
 void mem_unmap(struct mem *m);
+/*
+ * Unmap @pages of it, for good: something else may be mapped there any time (a C library's heap of small pieces, for
+ * one), which mem_unmap() then leaves alone. Of the first 64 pages.
+ */
+void mem_hole(struct mem *m, size_t page, size_t pages);
 size_t mem_page_size(enum mem_kind kind);
 static inline unsigned char *mem_page(const struct mem *m, size_t n)
 {

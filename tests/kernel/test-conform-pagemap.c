@@ -369,9 +369,9 @@ static void gaps_between_mappings_are_passed_over(void **state)
 	mem_map(&m, kind_of(state), 8);
 	for (size_t i = 0; i < 8; i++)
 		poke(mem_page(&m, i), 1);
-	munmap(mem_page(&m, 0), m.page);
-	munmap(mem_page(&m, 3), 2 * m.page);
-	munmap(mem_page(&m, 7), m.page);
+	mem_hole(&m, 0, 1);
+	mem_hole(&m, 3, 2);
+	mem_hole(&m, 7, 1);
 	a = args_of(&m, 0);
 	assert_int_equal(libuffd_scan(s, &a, out, 4, &walked), 2);
 	assert_int_equal(walked, a.end);

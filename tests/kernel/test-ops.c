@@ -260,10 +260,10 @@ static void leaves_unregistered_memory_alone(void **state)
 	NOT_THERE(install(&b, 1, 2, 0, &did));
 	assert_int_equal(waiters(b.r.u), 1);
 	NOT_THERE(install(&b, 3, 1, 0, &did));
-	munmap(mem_page(&b.r.m, 3), b.r.m.page);
+	mem_hole(&b.r.m, 3, 1);
 	NOT_THERE(install(&b, 3, 1, 0, &did));
 	/* Unmapping wakes nobody, and ENOENT neither. */
-	munmap(mem_page(&b.r.m, 1), b.r.m.page);
+	mem_hole(&b.r.m, 1, 1);
 	NOT_THERE(install(&b, 1, 1, 0, &did));
 	assert_int_equal(waiters(b.r.u), 1);
 	assert_int_equal(libuffd_wake(b.r.u, mem_at(&b.r.m, 1), b.r.m.page), 0);

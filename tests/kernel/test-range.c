@@ -293,9 +293,9 @@ static void holes_are_passed_over(void **state)
 
 	mem_map(&m, kind_of(state), 3);
 	u = uffd_with(0);
-	munmap(mem_page(&m, 1), m.page);
-	mem_register(u, &m, MISSING);
 	page = page_of(&m, 1, 7);
+	mem_hole(&m, 1, 1);
+	mem_register(u, &m, MISSING);
 	faulter_start(&before, mem_page(&m, 0), false, 0);
 	faulter_start(&after, mem_page(&m, 2), false, 0);
 	wait_waiters(u, 2);

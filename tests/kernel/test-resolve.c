@@ -355,7 +355,7 @@ static void a_hole_ends_it_and_wakes_the_rest(void **state)
 	wait_for_page(&b, &behind, 5);
 	expect_event(b.r.u, LIBUFFD_EVENT_FAULT);
 	expect_event(b.r.u, LIBUFFD_EVENT_FAULT);
-	munmap(mem_page(&b.r.m, 3), b.r.m.page);
+	mem_hole(&b.r.m, 3, 1);
 	resolve(&b, 0, 6, 0, -ENOENT, 3);
 	faulter_join(&in);
 	assert_int_equal(in.signal, SIGSEGV);
@@ -376,7 +376,7 @@ static void a_hole_with_dontwake_wakes_nobody(void **state)
 
 	bench_up(&b, state, 3, 0, 0);
 	wait_for_page(&b, &f, 2);
-	munmap(mem_page(&b.r.m, 1), b.r.m.page);
+	mem_hole(&b.r.m, 1, 1);
 	resolve(&b, 0, 3, LIBUFFD_RESOLVE_DONTWAKE, -ENOENT, 1);
 	assert_int_equal(waiters(b.r.u), 1);
 	resolve_all(&b, 2, 1, 0);

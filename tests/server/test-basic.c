@@ -4,7 +4,6 @@
 #include "pages.h"
 
 #include <sys/epoll.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 
@@ -152,10 +151,17 @@ static int serve_without_rings(unsigned int error)
 {
 	struct libuffd_server *s = NULL;
 	struct libuffd_region r;
+	bool never;
+	int ret;
 
+	ret = new_server(LIBUFFD_ENGINE_URING, 0, &s);
+	/* No matter of the filter's: built without rings, or on a kernel whose rings lack what it takes. */
+	never = ret == -EOPNOTSUPP;
+	libuffd_server_free(s);
 	if (!forbid(SYS_io_uring_setup, error))
 		return NO_FILTER;
-	if (new_server(LIBUFFD_ENGINE_URING, 0, &s) != -(int)error || s)
+	ret = new_server(LIBUFFD_ENGINE_URING, 0, &s);
+	if ((ret != -(int)error && !(never && ret == -EOPNOTSUPP)) || s)
 		return WRONG_ERROR;
 	if (new_server(LIBUFFD_ENGINE_AUTO, 1, &s))
 		return NO_SERVER;

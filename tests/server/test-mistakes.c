@@ -1652,14 +1652,21 @@ static void what_a_newer_kernel_says_is_taken_for_an_error(void **state)
 
 static atomic_bool newer_kernel;
 
+#ifdef __GLIBC__
+typedef unsigned long ioctl_number;
+#else
+typedef int ioctl_number; /* as POSIX has it */
+#endif
+
 /* In front of libc's, for the library too: a kernel that offers more than this one does. */
-int ioctl(int fd, unsigned long request, ...)
+int ioctl(int fd, ioctl_number number, ...)
 {
+	unsigned int request = (unsigned int)number;
 	uint64_t *words;
 	va_list args;
 	int ret;
 
-	va_start(args, request);
+	va_start(args, number);
 	words = va_arg(args, uint64_t *);
 	va_end(args);
 	ret = (int)syscall(SYS_ioctl, fd, request, words);
