@@ -71,8 +71,11 @@ broken = args.failed.split()
 failed += [f"{name}: does not build" for name in broken]
 why = collections.Counter()
 for path in args.tap:
-    with open(path, encoding="utf-8") as text:
-        take_tap(os.path.basename(path), text.read(), True)
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    take_tap(os.path.basename(path), text, True)
+    if not PLAN.search(text):
+        failed.append(f"{os.path.basename(path)}: ended before its plan")
 for build in args.builds:
     if os.path.basename(build) not in broken:
         why.update(take_build(build))
