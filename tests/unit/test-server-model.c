@@ -104,12 +104,20 @@ static struct {
 	uint64_t steps, faults, installed, fetches, events, children, continued, moved, not_moved;
 } total;
 
-uint64_t rnd(uint64_t n)
+static uint64_t rnd_of_seed(uint64_t n)
 {
 	state ^= state << 13;
 	state ^= state >> 7;
 	state ^= state << 17;
 	return (state >> 11) % n;
+}
+
+/* All that is left to chance is left to this: a fuzzer has its own. */
+static uint64_t (*rnd_of)(uint64_t n) = rnd_of_seed;
+
+uint64_t rnd(uint64_t n)
+{
+	return rnd_of(n);
 }
 
 bool chance(unsigned int percent)
