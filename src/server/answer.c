@@ -658,6 +658,9 @@ static int install_run(struct srv_fetch *f)
 	if (there < n)
 		n = there;
 	if (f->answer == LIBUFFD_ANSWER_POISON) {
+		space_lock(f);
+		srv_pages_poison(f->pages);
+		space_unlock(f);
 		ret = poison_everywhere(f, f->first + f->pos, n);
 		if (ret < 0)
 			return ret;
@@ -670,7 +673,6 @@ static int install_run(struct srv_fetch *f)
 	if (n) {
 		space_lock(f);
 		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
-		f->pages->poisoned |= f->answer == LIBUFFD_ANSWER_POISON;
 		f->looked = f->pos + n == f->n;
 		if (f->looked)
 			f->complete = becomes_complete(f->pages);

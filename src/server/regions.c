@@ -139,23 +139,52 @@ static int pages_alloc(struct srv_region *region, uint64_t n, bool kept, struct 
 	return 0;
 }
 
+/* What no page has: the last word has room for one more than there are. */
+static uint64_t *poison_mark(const struct srv_pages *p, uint64_t *mark)
+{
+	*mark = (uint64_t)SRV_PRESENT << (2 * (WORD - 1));
+	return &p->words[p->n / WORD];
+}
+
+void srv_pages_poison(struct srv_pages *p)
+{
+	uint64_t mark;
+
+	p->poisoned = true;
+	*poison_mark(p, &mark) |= mark;
+}
+
+/* Some of what was supplied is poison in the first process's page table alone, and a child asks for it again. */
+static bool has_poison(const struct srv_pages *p)
+{
+	uint64_t mark;
+
+	return srv_is_shared(p->region) && *poison_mark(p, &mark) & mark;
+}
+
 /*
  * What another server left. It died before it had supplied what was on its way. Of what it had supplied a page that is
  * missing has been removed since, for all that we were told: so no page that it had done with comes from the source.
  */
 static void take_over(struct srv_pages *p)
 {
+	bool poisoned = has_poison(p);
+
 	for (uint64_t i = 0; i < p->n / WORD + 1; i++) {
-		uint64_t w = p->words[i], done = w >> 1 & LOW;
+		uint64_t w = p->words[i], done = w >> 1 & LOW, removed;
 
 		if (i == p->n / WORD)
 			done &= (UINT64_C(1) << (2 * (p->n % WORD))) - 1;
+		removed = poisoned ? done & w : done;
 		/* Writing a zero would make it cost a page. */
 		if (w)
-			p->words[i] = done * (unsigned int)SRV_REMOVED;
-		p->count[SRV_REMOVED] += ones(done);
+			p->words[i] = done << 1 | removed;
+		p->count[SRV_REMOVED] += ones(removed);
+		p->count[SRV_PRESENT] += ones(done & ~removed);
 	}
-	p->count[SRV_ABSENT] = p->n - p->count[SRV_REMOVED];
+	p->count[SRV_ABSENT] = p->n - p->count[SRV_REMOVED] - p->count[SRV_PRESENT];
+	if (poisoned)
+		srv_pages_poison(p);
 }
 
 int srv_pages_new(struct srv_region *region, struct srv_pages **out)

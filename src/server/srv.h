@@ -95,6 +95,8 @@ struct srv_pages *srv_pages_ref(struct srv_pages *p);
 void srv_pages_unref(struct srv_pages *p);
 enum srv_state srv_pages_get(const struct srv_pages *p, uint64_t i);
 void srv_pages_set(struct srv_pages *p, uint64_t first, uint64_t n, enum srv_state state);
+/* Some of them are, or are about to be; the next server is told, too. */
+void srv_pages_poison(struct srv_pages *p);
 /* How many pages from @first on, at most @max, have the state of the first; fast on long runs. */
 uint64_t srv_pages_run(const struct srv_pages *p, uint64_t first, uint64_t max,
 		       enum srv_state *state);

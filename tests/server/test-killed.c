@@ -156,6 +156,55 @@ static void the_next_server_knows_what_was_removed(void **state)
 	state_fd = -1;
 }
 
+static void all_but_the_first(void *ctx, const struct libuffd_request *req)
+{
+	int result = req->offset ? LIBUFFD_FETCHED_BYTES : LIBUFFD_FETCHED_POISON;
+
+	(void)ctx;
+	memcpy(req->buffer, stage.data + req->offset, req->len);
+	libuffd_source_complete(stage.source[0], req->id, result, req->len);
+}
+
+static int touches_the_first(void *arg)
+{
+	return touch(arg, false, NULL) == SIGBUS ? 0 : 1;
+}
+
+/*
+ * Poison is in the page table of who touched it, and a child's has none: it must not get zeros for it. (Nobody is killed here:
+ * whoever has children that are told of cannot fork a server.)
+ */
+static void what_was_lost_of_a_file_is_lost_to_children_of_the_next_server(void **state)
+{
+	struct libuffd_region r;
+	int fd = memfd_create("state", MFD_CLOEXEC);
+
+	stage_up(state, 4, MISSING,
+		 LIBUFFD_FEATURE_EVENT_REMOVE | LIBUFFD_FEATURE_EVENT_FORK |
+			 LIBUFFD_FEATURE_POISON);
+	assert_int_equal(ftruncate(fd, 8), 0);
+	r = region_of(&stage.m, custom_source(all_but_the_first));
+	r.flags |= LIBUFFD_REGION_SHARED | LIBUFFD_REGION_STATE;
+	r.state_fd = fd;
+	add_region(&r);
+	turn_server();
+	expect_served(1);
+	assert_int_equal(touch(stage.m.addr, false, NULL), SIGBUS);
+	for (int i = 0; i < 2; i++) {
+		halt_server();
+		libuffd_server_free(stage.s);
+		server_up(state);
+		stage_attach();
+		r.space = stage.space;
+		add_region(&r);
+		turn_server();
+		expect_served(2);
+		fork_child(touches_the_first, stage.m.addr);
+		assert_int_equal(child_status(), 0);
+	}
+	close(fd);
+}
+
 /* What a file of the state is not. */
 static void a_state_needs_a_file_that_is_long_enough(void **state)
 {
@@ -193,6 +242,8 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(the_next_server_goes_on),
 	OF_ALL(without_another_descriptor_the_rest_reads_as_zeros),
 	OF_ENGINES(the_next_server_knows_what_was_removed, MEM_ANON),
+	OF_ENGINES(what_was_lost_of_a_file_is_lost_to_children_of_the_next_server,
+		   MEM_SHMEM_SHARED),
 	OF_ENGINES(a_state_needs_a_file_that_is_long_enough, MEM_ANON),
 };
 
