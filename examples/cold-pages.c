@@ -353,12 +353,12 @@ static void make_memory(struct cold *c)
 static void open_userfaultfd(struct cold *c)
 {
 	struct libuffd_open_opts opts = LIBUFFD_OPEN_OPTS_INIT;
-	struct libuffd_report report;
+	struct libuffd_report why;
 	int ret;
 
 	opts.flags = LIBUFFD_OPEN_USER_MODE_OK;
 	opts.required = LIBUFFD_FEATURE_RWP;
-	opts.report = &report;
+	opts.report = &why;
 	ret = libuffd_open(&opts, &c->u);
 	if (ret == -EOPNOTSUPP) {
 		fputs("cold-pages: this kernel has no read-write-protection (RWP): it came with Linux 7.3\n",

@@ -32,7 +32,7 @@
 
 #define MIB (1024.0 * 1024.0)
 #define MAX_THREADS 1024
-#define MAX_WINDOW_KIB (64 * 1024)
+#define MAX_WINDOW_KIB 65536
 
 enum { EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 128 + SIGINT };
 
@@ -724,7 +724,7 @@ static void load(struct lazy *l)
 /* Load and compare; everything that goes wrong is in l->failed. True if it was interrupted. */
 static bool run(struct lazy *l)
 {
-	struct sums sums;
+	struct sums sums = { 0 };
 
 	if (!l->opts.quiet) {
 		printf("%s: %.1f MiB, %zu pages, touched in random order (seed %" PRIu64

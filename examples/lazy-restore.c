@@ -603,7 +603,7 @@ static int parse(struct options *o, int argc, char **argv)
 			o->touch = (unsigned int)v;
 			break;
 		case 'w':
-			ok = number(optarg, 0, 32 * 1024, &v) && !(v & (v - 1));
+			ok = number(optarg, 0, 32768, &v) && !(v & (v - 1));
 			o->window = v << 10;
 			break;
 		case 'e':

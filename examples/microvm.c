@@ -1188,7 +1188,7 @@ static bool window(const char *text, uint64_t *out)
 {
 	uint64_t kib = 0;
 
-	if (!number(text, 0, 32 * 1024, &kib) || !is_power(kib) || (kib && kib < 4))
+	if (!number(text, 0, 32768, &kib) || !is_power(kib) || (kib && kib < 4))
 		return false;
 	*out = kib << 10;
 	return true;

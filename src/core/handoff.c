@@ -217,7 +217,7 @@ _Static_assert(sizeof(struct libuffd_peer_info) == PEER_LEAST, "grown: keep PEER
 /* Only connections have a peer for as long as they live. */
 static int connection(int sock)
 {
-	int domain, type, listens;
+	int domain = 0, type = 0, listens = 0;
 	int ret = sys_sockopt(sock, SO_DOMAIN, &domain, sizeof(domain));
 
 	if (ret == 0)

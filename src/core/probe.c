@@ -38,7 +38,7 @@ static int32_t read_sysctl(void)
 	char text[32];
 	int ret = core_read_text(SYSCTL, text, sizeof(text));
 
-	return ret < 0 ? ret : atoi(text);
+	return ret < 0 ? ret : (int32_t)strtol(text, NULL, 10);
 }
 
 static int32_t read_seccomp(void)
@@ -49,7 +49,7 @@ static int32_t read_seccomp(void)
 	if (ret < 0)
 		return ret;
 	line = strstr(text, "\nSeccomp:");
-	return line ? atoi(line + strlen("\nSeccomp:")) : -ENOENT;
+	return line ? (int32_t)strtol(line + strlen("\nSeccomp:"), NULL, 10) : -ENOENT;
 }
 
 static void look_at_device(struct libuffd_caps *caps)
@@ -103,7 +103,6 @@ static uint64_t cures_of_device(int error)
 	case -EPERM: /* no file permission says this: it is the device controller of a cgroup */
 		return LIBUFFD_CURE_DEVICE_CGROUP;
 	case -ENOENT:
-		return kernel_has_device() ? LIBUFFD_CURE_DEVICE_NODE : LIBUFFD_CURE_KERNEL;
 	case -ENXIO:
 	case -ENODEV: /* a node, and no driver behind it */
 		return kernel_has_device() ? LIBUFFD_CURE_DEVICE_NODE : LIBUFFD_CURE_KERNEL;

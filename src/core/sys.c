@@ -91,7 +91,7 @@ int sys_capable(unsigned int cap)
 
 	if (syscall(SYS_capget, &head, data) < 0)
 		return -errno;
-	return (data[cap / 32].effective >> (cap % 32)) & 1;
+	return data[cap / 32].effective >> (cap % 32) & 1 ? 1 : 0;
 }
 
 size_t sys_page_size(void)

@@ -292,7 +292,7 @@ static struct srv_watch *whose(const struct srv_engine *e, const struct epoll_ev
 /* Number of callbacks made. */
 static int tell_messages(struct srv_engine *e, struct srv_watch *w)
 {
-	int res = (int)read(w->fd, w->msgs, SRV_MESSAGES * SRV_MESSAGE_LEN);
+	int res = (int)read(w->fd, w->msgs, SRV_MESSAGES_LEN);
 
 	if (res < 0)
 		res = -errno;

@@ -38,7 +38,7 @@ enum { KICK, ALARM, SLOTS_OWN };
 #define PLAIN (IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP)
 #define DEFERRING (IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN)
 
-#define SETTLE_NS (10 * 1000000)
+#define SETTLE_NS (10 * INT64_C(1000000))
 #define RESTARTSYS 512 /* not for user space, but 6.18 lets it through */
 
 /* What a completion is about: the low bits of its user_data, with an index above. */
@@ -202,7 +202,7 @@ static bool arm(struct srv_engine *e, uint32_t i, bool may_read)
 	if (!sqe)
 		return false;
 	if (may_read && !w->readable && !s->poll_next && !s->never_by_read) {
-		uint32_t len = i < SLOTS_OWN ? sizeof(e->count) : SRV_MESSAGES * SRV_MESSAGE_LEN;
+		uint32_t len = i < SLOTS_OWN ? sizeof(e->count) : SRV_MESSAGES_LEN;
 
 		io_uring_prep_read(sqe, w->fd, w->msgs, len, 0);
 		s->armed = BY_READ;
@@ -404,7 +404,7 @@ static int tell_messages(struct srv_engine *e, struct srv_watch *w)
 	int res = s->res;
 
 	if (s->polled && res > 0) {
-		res = (int)read(w->fd, w->msgs, SRV_MESSAGES * SRV_MESSAGE_LEN);
+		res = (int)read(w->fd, w->msgs, SRV_MESSAGES_LEN);
 		if (res < 0)
 			res = -errno;
 		if (res == -EAGAIN || res == -EINTR) {

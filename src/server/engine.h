@@ -17,6 +17,7 @@
 
 #define SRV_MESSAGES 64 /* most messages in one read */
 #define SRV_MESSAGE_LEN 32
+#define SRV_MESSAGES_LEN ((size_t)SRV_MESSAGES * SRV_MESSAGE_LEN)
 
 /* A descriptor to keep an eye on. */
 struct srv_watch {
@@ -31,7 +32,7 @@ struct srv_watch {
 	 * EINTR, which the engine deals with; EMFILE and ENFILE are told, and reading goes on next turn).
 	 */
 	void (*messages)(struct srv_watch *w, int res);
-	void *msgs; /* SRV_MESSAGES * SRV_MESSAGE_LEN bytes */
+	void *msgs; /* SRV_MESSAGES_LEN bytes */
 
 	/* The engine's own. */
 	struct srv_watch *next;

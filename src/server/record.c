@@ -307,8 +307,13 @@ static int replay(struct libuffd_server *s, const struct libuffd_record_entry *e
 	int ret;
 
 	ret = snapshot_take(s, &shot);
-	if (ret || !shot.n)
+	if (ret)
 		return ret;
+	if (!shot.n) {
+		/* Regions may have gone while the array was made for them. */
+		snapshot_drop(&shot);
+		return 0;
+	}
 	spans = calloc(nentries, sizeof(*spans));
 	if (!spans)
 		ret = -ENOMEM;

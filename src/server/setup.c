@@ -70,7 +70,7 @@ int libuffd_server_attach(struct libuffd_server *s, struct libuffd *u,
 			  const struct libuffd_space_opts *opts, uint64_t *space)
 {
 	struct libuffd_space_opts own = LIBUFFD_SPACE_OPTS_INIT;
-	struct srv_space *sp;
+	struct srv_space *sp = NULL;
 	int ret = 0;
 
 	if (!s || !u || !space)

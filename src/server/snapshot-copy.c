@@ -883,7 +883,7 @@ static int copy_chunk(struct libuffd_snapshot *snap, const struct snap_range *r,
 }
 
 /* When the background may go on, by the rate. */
-static uint64_t due(const struct libuffd_snapshot *snap)
+static uint64_t due_at(const struct libuffd_snapshot *snap)
 {
 	if (!snap->opts.rate)
 		return 0;
@@ -903,10 +903,10 @@ static int serve_first(struct libuffd_snapshot *snap)
 			fail(snap, ret);
 		if (snap->error || snap->cancelled)
 			return snap->error ? snap->error : -ECANCELED;
-		if (!snap->full && !(snap->held && snap->free) && srv_now() >= due(snap))
+		if (!snap->full && !(snap->held && snap->free) && srv_now() >= due_at(snap))
 			return 0;
 		if (!snap->full && !(snap->held && snap->free))
-			wait_until(snap, due(snap));
+			wait_until(snap, due_at(snap));
 	}
 }
 

@@ -629,7 +629,7 @@ static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 /* A child that cannot be served is not let read zeros: its userfaultfd stays open, and the caller is told. */
 static void forked(struct srv_port *port, struct libuffd_event *ev)
 {
-	struct srv_space *parent = port->space, *child;
+	struct srv_space *parent = port->space, *child = NULL;
 	struct libuffd_notice notice = { .type = LIBUFFD_NOTICE_FORK, .space = parent->id };
 	struct libuffd_space_opts cfg = parent->cfg;
 	struct libuffd *u = NULL;

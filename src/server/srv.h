@@ -581,7 +581,7 @@ struct srv_wanted {
 
 struct srv_port {
 	struct srv_watch watch;
-	unsigned char msgs[SRV_MESSAGES * SRV_MESSAGE_LEN];
+	unsigned char msgs[SRV_MESSAGES_LEN];
 	struct srv_loop *loop;
 	struct srv_space *space; /* a reference */
 	bool watching;
@@ -875,7 +875,7 @@ bool srv_is_turned(const struct libuffd_server *s);
 /* threads.c */
 int srv_threads_start(struct libuffd_server *s);
 void srv_threads_join(struct libuffd_server *s);
-void *srv_loop_thread(void *loop); /* server.c: what they run */
+void *srv_loop_thread(void *arg); /* server.c: what they run */
 /* Any thread; the post is run by the loop's thread, in order. */
 void srv_loop_post(struct srv_loop *loop, struct srv_post *post);
 /* Callbacks of a region: false if it has been removed. */

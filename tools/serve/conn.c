@@ -18,7 +18,7 @@
 
 #include "say.h"
 
-#define PIECE 16384
+#define PIECE ((size_t)16384)
 #define MESSAGE_FDS 253	 /* the most that the kernel lets one message carry (SCM_MAX_FD) */
 #define SILENT_MOST 1024 /* connections that have not said all */
 

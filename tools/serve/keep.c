@@ -479,7 +479,7 @@ int keep_open(const struct options *o, struct why *why)
 
 int keep_adopt(struct serve *sv, struct why *why)
 {
-	int ret = 0;
+	int ret;
 
 	if (!keep.on)
 		return 0;

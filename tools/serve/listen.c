@@ -72,8 +72,10 @@ static void remember(int sock, const char *path)
 	char *dir = slash ? strndup(path, (size_t)(slash - path + 1)) : strdup(".");
 	struct stat st;
 
-	if (!dir || nnames == sizeof(names) / sizeof(*names))
+	if (!dir || nnames == sizeof(names) / sizeof(*names)) {
+		free(dir);
 		return;
+	}
 	names[nnames].sock = sock;
 	names[nnames].dir = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	snprintf(names[nnames].name, sizeof(names[nnames].name), "%s", slash ? slash + 1 : path);
@@ -101,9 +103,7 @@ int listen_at(const char *path, mode_t mode, struct why *why)
 	if (ret == 0) {
 		remember(sock, path);
 		/* Before it listens nobody can connect, whatever its mode was for a moment. */
-		if (mode != (mode_t)-1 && chmod(path, mode) < 0)
-			ret = refuse(why, -errno, "%s: %s", path, strerror(errno));
-		else if (listen(sock, BACKLOG) < 0)
+		if ((mode != (mode_t)-1 && chmod(path, mode) < 0) || listen(sock, BACKLOG) < 0)
 			ret = refuse(why, -errno, "%s: %s", path, strerror(errno));
 	}
 	if (ret) {

@@ -167,8 +167,9 @@ static int look_up(struct nbd_place *place, const char *host, const char *port, 
 static bool is_port(const char *text)
 {
 	size_t len = strspn(text, "0123456789");
+	long n = len && len <= 5 ? strtol(text, NULL, 10) : 0;
 
-	return !text[len] && len && len <= 5 && atoi(text) > 0 && atoi(text) < 65536;
+	return !text[len] && n > 0 && n < 65536;
 }
 
 /* [HOST][:PORT]; it is cut into pieces. */

@@ -149,7 +149,7 @@ int peer_holds(const struct peer *peer, int fd)
 		return -errno;
 	while (ret == 0 && (e = readdir(dir)))
 		if (*e->d_name != '.' && is_userfaultfd(dirfd(dir), e->d_name))
-			ret = is_theirs(peer->pid, atoi(e->d_name), fd);
+			ret = is_theirs(peer->pid, (int)strtol(e->d_name, NULL, 10), fd);
 	closedir(dir);
 	return ret;
 }

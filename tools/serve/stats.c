@@ -108,11 +108,11 @@ struct libuffd_stats stats_all(const struct serve *sv)
 	libuffd_server_stats(sv->server, 0, &s);
 	s.pages = s.pages_present = 0;
 	for (const struct vm *vm = sv->vms; vm; vm = vm->next) {
-		struct libuffd_stats one = vm->last;
+		struct libuffd_stats its = vm->last;
 
-		stats_vm(sv, vm, &one);
-		s.pages += one.pages;
-		s.pages_present += one.pages_present;
+		stats_vm(sv, vm, &its);
+		s.pages += its.pages;
+		s.pages_present += its.pages_present;
 	}
 	return s;
 }
