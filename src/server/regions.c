@@ -140,26 +140,18 @@ static int pages_alloc(struct srv_region *region, uint64_t n, bool kept, struct 
 }
 
 /* What no page has: the last word has room for one more than there are. */
-static uint64_t *poison_mark(const struct srv_pages *p, uint64_t *mark)
-{
-	*mark = (uint64_t)SRV_PRESENT << (2 * (WORD - 1));
-	return &p->words[p->n / WORD];
-}
+static const uint64_t poison_mark = (uint64_t)SRV_PRESENT << (2 * (WORD - 1));
 
 void srv_pages_poison(struct srv_pages *p)
 {
-	uint64_t mark;
-
 	p->poisoned = true;
-	*poison_mark(p, &mark) |= mark;
+	p->words[p->n / WORD] |= poison_mark;
 }
 
 /* Some of what was supplied is poison in the first process's page table alone, and a child asks for it again. */
 static bool has_poison(const struct srv_pages *p)
 {
-	uint64_t mark;
-
-	return srv_is_shared(p->region) && *poison_mark(p, &mark) & mark;
+	return p->words[p->n / WORD] & poison_mark && srv_is_shared(p->region);
 }
 
 /*
