@@ -447,7 +447,7 @@ LIBUFFD_EXPORT int libuffd_server_prefetch(struct libuffd_server *s, uint64_t re
  *   -EINVAL  NULL, an unknown flag, unaligned, empty or beyond the end of the region; a region without a source, or with
  *            LIBUFFD_REGION_UNREGISTER; a space with FEATURE_SIGBUS
  *   -ENOENT  no such region, or its space is no more, or has failed; or all of it was unmapped
- *   -EBUSY   a forked child has the region, too
+ *   -EBUSY   a forked child has the region, too, or a snapshot of it is being taken
  *   -EAGAIN  the page at offset + *@done is on its way from the source: pass over it, or try again a little later
  */
 LIBUFFD_EXPORT int libuffd_server_put_back(struct libuffd_server *s, uint64_t region,

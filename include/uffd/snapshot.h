@@ -109,26 +109,29 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  * Take it, on the calling thread, and return when it is whole, or has failed. Somebody else turns the server
  * meanwhile: its threads, or who steps it. Once for each snapshot.
  *
- * The image is what was there at one instant, which lies within the call. Of memory that was never touched it has zeros.
+ * The image is what was there at one instant, which lies within the call. Of memory that was never touched it has zeros;
+ * or what the source has, where the server supplies the memory itself. Such pages are brought in, and stay. For that the
+ * userfaultfd has FEATURE_EVENT_REMOVE, and each range lies in regions of the space that were added with MODE_MISSING and
+ * MODE_WP and a source, without an alias, `written`, REGION_WP or REGION_UNREGISTER; or in none.
  * With a file: it stands at its path when this returns 0, whole and synced; a snapshot that fails leaves what had
  * been there before, and so does one that is killed, but for a file named like it with `.part-` and digits behind.
  *
- * However it ends, the ranges are not registered or protected any more when it returns, and nobody waits. The
- * exception is a process that cannot be reached because it is in the middle of a change of its layout that the server
+ * However it ends, the ranges are not registered or protected any more when it returns, and nobody waits; those of
+ * regions are registered as before. The exception is a process that cannot be reached because it is in the middle of a change of its layout that the server
  * is not turned to be told of.
  *
  *   -EINVAL  @snap is NULL; or the kernel cannot protect this memory (before 5.7; before 5.19 other than private
  *            anonymous memory), or not with these pages
  *   -EALREADY  it was run before
  *   -EDEADLK called from a callback of the server, or by a thread of its own
- *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges, or a write watch
- *            with it; or another userfaultfd has it
+ *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges, and not as
+ *            above; or a write watch with it has, or another userfaultfd
  *   -ENOENT  a part of the ranges is not mapped, as far as the kernel says so; or the space was detached
  *   -EPERM   a mapping must not be written to, whatever its protection (shared, of a file that is open for reading)
- *   -ESTALE  a part was unmapped or moved, or dropped (MADV_DONTNEED and the like) just before it was copied. Once more
- *            may do
+ *   -ESTALE  a part was unmapped or moved, or its region removed, or it was dropped (MADV_DONTNEED and the like) just before
+ *            it was copied, or before it had come from its source. Once more may do
  *   -ESRCH   the process has exited
- *   -EIO     a page cannot be read: it is poisoned, or a guard
+ *   -EIO     a page cannot be read: it is poisoned, also because its source could not supply it, or a guard
  *   -ECANCELED  libuffd_snapshot_cancel()
  *   -ENOMEM  out of memory
  *   or what `piece` returned, or what the kernel says of open(2), pwrite(2), ftruncate(2), fsync(2) and renameat(2):

@@ -269,6 +269,9 @@ static int answer_with(struct srv_fetch *f, uint64_t address, uint64_t len, uint
 /*
  * Where a watch keeps account, what has not been written is to be protected: bytes go in so. What lets a write through,
  * or may (CONTINUE takes the flag since 6.4 only), does that with the account's knowledge.
+ *
+ * It is the same before a snapshot has copied a page. Its writers it lets through itself, once it has; what was to let one
+ * through before it began, and had to wait until now, makes him ask again.
  */
 static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, const void *data,
 		       size_t *done, uint64_t *present)
@@ -279,7 +282,12 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	bool open = false;
 	int ret;
 
-	if (bytes && srv_tracked(sp, address, len, NULL))
+	if (f->answer == LIBUFFD_ANSWER_UNPROTECT && srv_snapshot_holds(sp, address, len)) {
+		*done = (size_t)len;
+		*present = 0;
+		return libuffd_wake(sp->u, address, (size_t)len);
+	}
+	if (bytes && (srv_tracked(sp, address, len, NULL) || srv_snapshot_holds(sp, address, len)))
 		flags |= LIBUFFD_RESOLVE_WP;
 	else if (!bytes && !(flags & LIBUFFD_RESOLVE_WP))
 		open = srv_track_open(sp, address, len);
@@ -525,6 +533,7 @@ static void finish(struct srv_fetch *f)
 	}
 	if (f->complete)
 		tell_complete(f->port, f->pages, true);
+	srv_snapshot_came(f->port->space);
 	srv_fetch_end(f);
 }
 

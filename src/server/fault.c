@@ -727,6 +727,8 @@ static struct srv_port *port_ref(struct srv_port *port)
 static void work_ports(struct srv_loop *loop)
 {
 	struct srv_port *port = port_ref(loop->ports), *next;
+	bool wanted = atomic_load_explicit(&loop->wanted, memory_order_relaxed) &&
+		      atomic_exchange(&loop->wanted, false);
 
 	while (port) {
 		if (port->muted <= loop->now)
@@ -737,6 +739,8 @@ static void work_ports(struct srv_loop *loop)
 			retry_deferred(port);
 		if (port->leave <= loop->now && !port->closed)
 			srv_leave(port);
+		if (wanted && !port->closed)
+			srv_snapshot_work(port);
 		/* What has been done before is not due any more. */
 		next = port_ref(port->closed ? loop->ports : port->next);
 		srv_port_unref(port);

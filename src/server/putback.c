@@ -47,6 +47,16 @@ static bool has_children(struct libuffd_server *s, const struct srv_region *r)
 	return found;
 }
 
+/* A snapshot knows which pages are in memory; they must not be taken from there before it has them. Under the lock. */
+static bool is_being_copied(struct srv_space *sp, const struct srv_pages *pages)
+{
+	for (size_t i = 0; i < sp->map.n; i++)
+		if (sp->map.seg[i].pages == pages &&
+		    srv_snapshot_has(sp, sp->map.seg[i].start, sp->map.seg[i].end))
+			return true;
+	return false;
+}
+
 /* What the program removed stays so. */
 static int take_back(struct srv_space *sp, const struct srv_region *r, uint64_t first, uint64_t n,
 		     uint64_t *taken)
@@ -58,6 +68,8 @@ static int take_back(struct srv_space *sp, const struct srv_region *r, uint64_t 
 	pages = pages_in(sp, r);
 	if (!pages)
 		ret = -ENOENT;
+	else if (is_being_copied(sp, pages))
+		ret = -EBUSY;
 	while (ret == 0 && *taken < n) {
 		enum srv_state state;
 		uint64_t run = srv_pages_run(pages, first + *taken, n - *taken, &state);

@@ -198,7 +198,8 @@ static int loop_turn(struct srv_loop *loop, int64_t timeout)
 	did |= n > 0;
 	if (loop->again || loop->queue ||
 	    atomic_load_explicit(&loop->waiting, memory_order_relaxed) || loop->lost ||
-	    loop->children || loop->settle_at != UINT64_MAX || loop->server->background) {
+	    loop->children || loop->settle_at != UINT64_MAX || loop->server->background ||
+	    atomic_load_explicit(&loop->wanted, memory_order_relaxed)) {
 		loop->now = srv_now();
 		srv_loop_work(loop);
 	}

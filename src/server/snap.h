@@ -18,6 +18,8 @@ enum {
 	/* It was there before the instant: if it is not when it is to be copied, it was dropped. */
 	SNAP_WAS_THERE = 8,
 	SNAP_WAS_OWN = 16, /* and no file's */
+	/* It was what the source of its region has, and had yet to come from there. */
+	SNAP_FROM_SOURCE = 32,
 };
 
 struct snap_range {
@@ -25,6 +27,7 @@ struct snap_range {
 	uint64_t offset;
 	uint64_t first; /* number of its first page */
 	unsigned int shift;
+	bool served; /* all of it by regions of the space */
 };
 
 /* A copy of one page, on its way to the sink. */
@@ -35,6 +38,12 @@ struct snap_buf {
 };
 
 #define SNAP_STRAYS 16
+
+/* Where a part was moved to. */
+struct snap_stray {
+	uint64_t start, end;
+	const struct snap_range *range;
+};
 
 struct libuffd_snapshot {
 	struct libuffd_server *server;
@@ -64,8 +73,10 @@ struct libuffd_snapshot {
 	int error;
 	struct snap_buf *free;
 	struct snap_buf *full, **full_end;
-	struct libuffd_span stray[SNAP_STRAYS]; /* where parts were moved to */
+	struct snap_stray stray[SNAP_STRAYS];
 	unsigned int nstrays;
+	struct libuffd_span want; /* what the loop is to fetch from sources; or nothing */
+	uint64_t came;		  /* how often something has come from there */
 	struct libuffd_snapshot_info told;
 
 	/* Threads of the server's that look at it. Under the lock of the space. */
@@ -94,6 +105,28 @@ int srv_snap_copy_all(struct libuffd_snapshot *snap);
 void srv_snap_release(struct libuffd_snapshot *snap);
 /* It has failed, unless it has done so before. */
 void srv_snap_fail(struct libuffd_snapshot *snap, int error);
+/* Until something has changed, or until then. Under the lock. */
+void srv_snap_wait(struct libuffd_snapshot *snap, uint64_t due);
+/* The space's, which stays until it is put back; or NULL. */
+struct libuffd_snapshot *srv_snap_get(struct srv_space *sp);
+void srv_snap_put(struct libuffd_snapshot *snap);
+
+/* ---- snapshot-served.c ---------------------------------------------------------------------------- */
+
+/* 1: regions of the space have all of the range, and may; 0: none has any of it; or -EBUSY. Under the space's lock. */
+int srv_snap_served(const struct srv_space *sp, const struct snap_range *r);
+/* Before the pages of [start, end) are looked at: which of them have yet to come. 0 or -ESTALE. */
+int srv_snap_see_served(struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t start,
+			uint64_t end);
+/* Why there is no page, where there was, or should have been: -ESTALE if it was dropped. Not under the lock. */
+int srv_snap_why_absent(const struct libuffd_snapshot *snap, const struct snap_range *r,
+			uint64_t address);
+/*
+ * 1: whatever is to come of [start, end) is there; 0: not yet, and it has waited a little for it; or an error. Up to @last
+ * it will be wanted, too. Under the lock, which it gives up meanwhile.
+ */
+int srv_snap_bring(struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t start,
+		   uint64_t end, uint64_t last);
 
 /* ---- snapshot-file.c ------------------------------------------------------------------------------ */
 

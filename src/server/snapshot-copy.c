@@ -20,6 +20,8 @@
  * registered for missing faults. So a page that is there when it is copied was there all the time; and one that was
  * there before the instant, and is not, was dropped: the snapshot has failed. In a private mapping of a file what the file
  * has comes in its place: then the page is not the program's own any more.
+ *
+ * In memory that the server supplies, pages do come into being: snapshot-served.c.
  */
 #include <string.h>
 #include <time.h>
@@ -212,6 +214,12 @@ static int64_t read_entries(const struct libuffd_snapshot *snap, const struct sn
 	return got / (ssize_t)sizeof(*entry);
 }
 
+/* What has come from a source, or what was zeros and has been touched, was not there before. */
+static bool need_not_be_own(const struct snap_range *r, unsigned int state)
+{
+	return r->served && (state & SNAP_FROM_SOURCE || !(state & SNAP_WAS_THERE));
+}
+
 /*
  * Pages that have just been read (@got: which of them): each is the program's own if it was before, and only then. What
  * is swapped out and marked may be a mark alone; but then it would not have been read.
@@ -229,7 +237,8 @@ static int still_own(const struct libuffd_snapshot *snap, const struct snap_rang
 		for (int64_t i = 0; i < have; i++, at++) {
 			bool was = snap->state[page + at] & SNAP_WAS_OWN;
 
-			if (!got[at] || (!(entry[i] & PM_PRESENT) && entry[i] & PM_PROTECTED))
+			if (!got[at] || (!(entry[i] & PM_PRESENT) && entry[i] & PM_PROTECTED) ||
+			    need_not_be_own(r, snap->state[page + at]))
 				continue;
 			if (was != (entry[i] & PM_THERE && !(entry[i] & PM_FILE)))
 				return -ESTALE;
@@ -252,7 +261,7 @@ static bool is_zero(const unsigned char *p, uint64_t len)
 
 /* ---- Letting go ------------------------------------------------------------------------------------ */
 
-static void wait_until(struct libuffd_snapshot *snap, uint64_t due)
+void srv_snap_wait(struct libuffd_snapshot *snap, uint64_t due)
 {
 	struct timespec ts = { (time_t)(due / 1000000000), (long)(due % 1000000000) };
 
@@ -268,7 +277,7 @@ static void pause_a_while(struct libuffd_snapshot *snap, uint64_t *pause)
 	uint64_t due = srv_now() + *pause;
 
 	pthread_mutex_lock(&snap->lock);
-	wait_until(snap, due);
+	srv_snap_wait(snap, due);
 	pthread_mutex_unlock(&snap->lock);
 	*pause = *pause * 2 < PAUSE_MAX ? *pause * 2 : PAUSE_MAX;
 }
@@ -327,14 +336,20 @@ static int let_go(struct libuffd_snapshot *snap, uint64_t address, uint64_t len,
 
 /* ---- Copying one page ------------------------------------------------------------------------------ */
 
+/* Other than zeros, as far as is known. */
+static bool was_something(const struct libuffd_snapshot *snap, uint64_t page)
+{
+	return snap->state[page] & (SNAP_WAS_THERE | SNAP_FROM_SOURCE);
+}
+
 /* What reading page @page into the buffer came to. Takes the buffer, one way or another. Under the lock. */
 static int copied(struct libuffd_snapshot *snap, uint64_t page, struct snap_buf *b, int64_t n,
 		  bool zero, uint64_t len)
 {
-	if (n < 0 || (!n && snap->state[page] & SNAP_WAS_THERE)) {
+	if (n < 0) {
 		give_back(snap, b);
 		set(snap, page, SNAP_TODO);
-		fail(snap, n < 0 ? (int)n : -ESTALE);
+		fail(snap, (int)n);
 		return snap->error;
 	}
 	snap->told.copied += len;
@@ -364,6 +379,8 @@ static int copy_one(struct libuffd_snapshot *snap, uint64_t page, struct snap_bu
 
 	if (n > 0 && (ret = still_own(snap, r, page, 1, &got)) < 0)
 		n = ret;
+	if (!n && was_something(snap, page))
+		n = srv_snap_why_absent(snap, r, address);
 
 	pthread_mutex_lock(&snap->lock);
 	snap->told.before_write++;
@@ -415,7 +432,8 @@ static bool is_stray(struct libuffd_snapshot *snap, uint64_t address)
 
 	pthread_mutex_lock(&snap->lock);
 	for (unsigned int i = 0; i < snap->nstrays; i++)
-		found = found || (address >= snap->stray[i].start && address < snap->stray[i].end);
+		found = found || (!snap->stray[i].range->served &&
+				  address >= snap->stray[i].start && address < snap->stray[i].end);
 	pthread_mutex_unlock(&snap->lock);
 	return found;
 }
@@ -448,6 +466,9 @@ static bool serve(struct libuffd_snapshot *snap, struct srv_port *port,
 			    arrived);
 		return true;
 	}
+	/* The region's own, whose answer comes protected if that is still needed. */
+	if (missing && r->served)
+		return false;
 	page = page_at(r, fault->address);
 	pthread_mutex_lock(&snap->lock);
 	todo = judge(snap, page, missing, r, &b);
@@ -458,7 +479,7 @@ static bool serve(struct libuffd_snapshot *snap, struct srv_port *port,
 	return true;
 }
 
-static struct libuffd_snapshot *get(struct srv_space *sp)
+struct libuffd_snapshot *srv_snap_get(struct srv_space *sp)
 {
 	struct libuffd_snapshot *snap;
 
@@ -472,7 +493,7 @@ static struct libuffd_snapshot *get(struct srv_space *sp)
 	return snap;
 }
 
-static void put(struct libuffd_snapshot *snap)
+void srv_snap_put(struct libuffd_snapshot *snap)
 {
 	struct srv_space *sp = snap->space;
 
@@ -489,11 +510,11 @@ bool srv_snapshot_fault(struct srv_port *port, const struct libuffd_fault *fault
 
 	if (fault->flags & (LIBUFFD_FAULT_MINOR | LIBUFFD_FAULT_RWP))
 		return false;
-	snap = get(port->space);
+	snap = srv_snap_get(port->space);
 	if (!snap)
 		return false;
 	ours = serve(snap, port, fault, arrived);
-	put(snap);
+	srv_snap_put(snap);
 	return ours;
 }
 
@@ -524,6 +545,9 @@ static uint64_t pages_in(const struct snap_range *r, uint64_t start, uint64_t en
 /*
  * Whoever drops these pages has been woken by the read that told of it, and has yet to run: copy what can be. What
  * was too late is seen when it is to be copied. Before the instant it cannot be.
+ *
+ * But where a region would put zeros into their place, they look as if they had been that all the time. So what is not
+ * copied by now never is; and what the other thread has in hand is waited for, which is no more than a copy.
  */
 static void save(struct libuffd_snapshot *snap, struct srv_port *port, const struct snap_range *r,
 		 uint64_t start, uint64_t end)
@@ -533,15 +557,21 @@ static void save(struct libuffd_snapshot *snap, struct srv_port *port, const str
 
 	page = pages_in(r, start, end, &to);
 	pthread_mutex_lock(&snap->lock);
-	while (snap->armed && !snap->error && !snap->closing) {
+	while ((snap->armed || r->served) && !snap->error && !snap->closing) {
 		page = next_todo(snap, page, to);
 		if (page == to)
 			break;
-		if (how_far(snap, page) == SNAP_BUSY || !(snap->state[page] & SNAP_WAS_THERE)) {
+		if (r->served && how_far(snap, page) == SNAP_BUSY) {
+			pthread_cond_wait(&snap->changed, &snap->lock);
+			continue;
+		}
+		if (how_far(snap, page) == SNAP_BUSY || !was_something(snap, page)) {
 			page++;
 			continue;
 		}
-		b = take_free(snap);
+		b = snap->armed ? take_free(snap) : NULL;
+		if (!b && r->served)
+			fail(snap, -ESTALE);
 		if (!b)
 			break;
 		set(snap, page, SNAP_BUSY);
@@ -567,26 +597,38 @@ static void lose(struct libuffd_snapshot *snap, const struct snap_range *r, uint
 }
 
 /* What is moved takes its registration along, and is beyond what is let go at the end. */
-static void stray(struct libuffd_snapshot *snap, const struct libuffd_remap *remap)
+static void stray(struct libuffd_snapshot *snap, const struct snap_range *r,
+		  const struct libuffd_remap *remap)
 {
 	pthread_mutex_lock(&snap->lock);
 	if (snap->nstrays < SNAP_STRAYS)
-		snap->stray[snap->nstrays++] = (struct libuffd_span){ remap->to,
-								      remap->to + remap->len };
+		snap->stray[snap->nstrays++] = (struct snap_stray){ remap->to,
+								    remap->to + remap->len, r };
 	if (!snap->closing)
 		fail(snap, -ESTALE);
 	pthread_mutex_unlock(&snap->lock);
+}
+
+/* Not protected any more; nor registered, unless it is a region's. What cannot be is let through when it is written to. */
+static void free_part(const struct libuffd *u, const struct snap_range *r, uint64_t start,
+		      uint64_t end)
+{
+	struct libuffd_answer a = answer_of(LIBUFFD_ANSWER_UNPROTECT, start, end - start, r->shift);
+	size_t done;
+
+	if (r->served)
+		libuffd_resolve(u, &a, &done);
+	else
+		libuffd_unregister(u, start, end - start);
 }
 
 /* A child has nothing to do with it; what it inherited it would wait for. */
 static void free_child(struct libuffd_snapshot *snap, const struct libuffd *child)
 {
 	for (unsigned int i = 0; i < snap->nranges; i++)
-		libuffd_unregister(child, snap->range[i].start,
-				   snap->range[i].end - snap->range[i].start);
+		free_part(child, &snap->range[i], snap->range[i].start, snap->range[i].end);
 	for (unsigned int i = 0; i < snap->nstrays; i++)
-		libuffd_unregister(child, snap->stray[i].start,
-				   snap->stray[i].end - snap->stray[i].start);
+		free_part(child, snap->stray[i].range, snap->stray[i].start, snap->stray[i].end);
 }
 
 static void apply(struct libuffd_snapshot *snap, struct srv_port *port,
@@ -606,7 +648,7 @@ static void apply(struct libuffd_snapshot *snap, struct srv_port *port,
 		else if (ev->type == LIBUFFD_EVENT_UNMAP)
 			lose(snap, r, start, end);
 		else
-			stray(snap, &ev->remap);
+			stray(snap, r, &ev->remap);
 	}
 }
 
@@ -617,41 +659,66 @@ void srv_snapshot_event(struct srv_port *port, const struct libuffd_event *ev)
 	if (ev->type != LIBUFFD_EVENT_REMOVE && ev->type != LIBUFFD_EVENT_UNMAP &&
 	    ev->type != LIBUFFD_EVENT_REMAP)
 		return;
-	snap = get(port->space);
+	snap = srv_snap_get(port->space);
 	if (!snap)
 		return;
 	apply(snap, port, ev);
-	put(snap);
+	srv_snap_put(snap);
 }
 
 void srv_snapshot_forked(struct srv_space *parent, const struct libuffd *child)
 {
-	struct libuffd_snapshot *snap = get(parent);
+	struct libuffd_snapshot *snap = srv_snap_get(parent);
 
 	if (!snap)
 		return;
 	free_child(snap, child);
-	put(snap);
+	srv_snap_put(snap);
+}
+
+bool srv_snapshot_holds(struct srv_space *sp, uint64_t start, uint64_t len)
+{
+	struct libuffd_snapshot *snap = srv_snap_get(sp);
+	bool holds = false;
+
+	if (!snap)
+		return false;
+	pthread_mutex_lock(&snap->lock);
+	for (unsigned int i = 0; i < snap->nranges && !snap->closing && !holds; i++) {
+		const struct snap_range *r = &snap->range[i];
+		uint64_t page, to;
+
+		if (!overlap(r->start, r->end, start, start + len))
+			continue;
+		page = pages_in(r, start, start + len, &to);
+		holds = next_todo(snap, page, to) < to;
+	}
+	pthread_mutex_unlock(&snap->lock);
+	srv_snap_put(snap);
+	return holds;
 }
 
 void srv_snapshot_lost(struct srv_space *sp, int error)
 {
-	struct libuffd_snapshot *snap = get(sp);
+	struct libuffd_snapshot *snap = srv_snap_get(sp);
 
 	if (!snap)
 		return;
 	srv_snap_fail(snap, error);
-	put(snap);
+	srv_snap_put(snap);
 }
 
 /* ---- The instant ----------------------------------------------------------------------------------- */
 
-/* Which pages are there, of those that are to be copied. Nothing comes into being any more. */
+/* Which pages are there, of those that are to be copied. Nothing comes into being any more, but what regions supply. */
 static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t start,
 		     uint64_t end)
 {
 	uint64_t entry[ENTRIES], page = page_at(r, start);
+	int ret = r->served ? srv_snap_see_served(snap, r, start, end) : 0;
 
+	if (ret < 0)
+		return ret;
 	while (start < end) {
 		int64_t n = read_entries(snap, r, start, (end - start) >> r->shift, entry);
 
@@ -660,7 +727,9 @@ static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, 
 		/* Pages that somebody has come for already are held meanwhile. */
 		pthread_mutex_lock(&snap->lock);
 		for (int64_t i = 0; i < n; i++, page++) {
-			if (!(entry[i] & PM_THERE) || entry[i] & PM_PROTECTED)
+			/* A region's, that is protected, came a moment ago. */
+			if (!(entry[i] & PM_THERE) || (entry[i] & PM_PROTECTED && !r->served) ||
+			    snap->state[page] & SNAP_FROM_SOURCE)
 				continue;
 			snap->state[page] |= SNAP_WAS_THERE;
 			if (!(entry[i] & PM_FILE))
@@ -688,6 +757,10 @@ static int register_all(struct libuffd_snapshot *snap)
 	int ret = 0;
 
 	for (uint64_t i = 0; i < snap->nparts && ret == 0; i++) {
+		if (srv_snap_find(snap, snap->part[i].start)->served) {
+			snap->nregistered++;
+			continue;
+		}
 		ret = libuffd_register(snap->u, snap->part[i].start,
 				       snap->part[i].end - snap->part[i].start,
 				       LIBUFFD_MODE_MISSING | LIBUFFD_MODE_WP, NULL);
@@ -711,11 +784,22 @@ static int protect_all(struct libuffd_snapshot *snap)
 	return ret == -EAGAIN ? -ECANCELED : ret;
 }
 
+static bool is_served(const struct libuffd_snapshot *snap)
+{
+	for (unsigned int i = 0; i < snap->nranges; i++)
+		if (snap->range[i].served)
+			return true;
+	return false;
+}
+
 int srv_snap_arm(struct libuffd_snapshot *snap)
 {
 	uint64_t began;
 	int ret = register_all(snap);
 
+	/* Answers that did not know of it yet. */
+	if (is_served(snap))
+		srv_await_turns(snap->server);
 	if (ret == 0)
 		ret = see_all(snap);
 	began = srv_now();
@@ -864,8 +948,8 @@ static int copy_chunk(struct libuffd_snapshot *snap, const struct snap_range *r,
 			ret = read_page(snap, address + (i << r->shift), data + (i << r->shift),
 					len);
 		got[i] = i < have || ret > 0;
-		if (!got[i] && ret == 0 && snap->state[page + i] & SNAP_WAS_THERE)
-			ret = -ESTALE;
+		if (!got[i] && ret == 0 && was_something(snap, page + i))
+			ret = srv_snap_why_absent(snap, r, address + (i << r->shift));
 	}
 	if (ret >= 0)
 		ret = still_own(snap, r, page, n, got);
@@ -876,6 +960,9 @@ static int copy_chunk(struct libuffd_snapshot *snap, const struct snap_range *r,
 		set(snap, page + i, ret < 0 ? SNAP_TODO : SNAP_DONE);
 	if (ret >= 0)
 		snap->told.copied += n << r->shift;
+	else
+		fail(snap, (int)ret);
+	pthread_cond_broadcast(&snap->changed);
 	pthread_mutex_unlock(&snap->lock);
 	if (ret >= 0)
 		ret = let_go(snap, address, n << r->shift, r->shift);
@@ -906,7 +993,7 @@ static int serve_first(struct libuffd_snapshot *snap)
 		if (!snap->full && !(snap->held && snap->free) && srv_now() >= due_at(snap))
 			return 0;
 		if (!snap->full && !(snap->held && snap->free))
-			wait_until(snap, due_at(snap));
+			srv_snap_wait(snap, due_at(snap));
 	}
 }
 
@@ -923,8 +1010,21 @@ static int copy_part(struct libuffd_snapshot *snap, const struct libuffd_span *p
 		ret = serve_first(snap);
 		if (ret < 0)
 			break;
-		how = how_far(snap, page);
 		n = same(snap, page, end, r->shift);
+		if (r->served && how_far(snap, page) == SNAP_TODO) {
+			uint64_t at = r->start + ((page - r->first) << r->shift), here;
+
+			ret = srv_snap_bring(snap, r, at, at + (n << r->shift), part->end);
+			if (ret < 0)
+				break;
+			/* Others have had their turn meanwhile. */
+			here = same(snap, page, end, r->shift);
+			if (ret == 0 || snap->error)
+				continue;
+			ret = 0;
+			n = here < n ? here : n;
+		}
+		how = how_far(snap, page);
 		/* Whoever has it in hand passes it on. */
 		if (how == SNAP_TODO || how == SNAP_HOLE) {
 			for (uint64_t i = 0; i < n; i++)
@@ -1026,19 +1126,23 @@ void srv_snap_release(struct libuffd_snapshot *snap)
 
 	pthread_mutex_lock(&snap->lock);
 	snap->closing = true;
+	pthread_cond_broadcast(&snap->changed);
 	pthread_mutex_unlock(&snap->lock);
+	/* Answers that were to come protected. */
+	if (is_served(snap))
+		srv_await_turns(snap->server);
 	for (uint64_t i = 0; i < snap->nregistered; i++) {
 		const struct libuffd_span *p = &snap->part[i];
-		unsigned int shift = srv_snap_find(snap, p->start)->shift;
+		const struct snap_range *r = srv_snap_find(snap, p->start);
 
-		unprotect(snap, p->start, p->end, shift);
-		unregister(snap, p->start, p->end, shift);
+		unprotect(snap, p->start, p->end, r->shift);
+		if (!r->served)
+			unregister(snap, p->start, p->end, r->shift);
 	}
 	srv_await_turns(snap->server);
 	pthread_mutex_lock(&snap->lock);
 	for (unsigned int i = 0; i < snap->nstrays; i++)
-		libuffd_unregister(snap->u, snap->stray[i].start,
-				   snap->stray[i].end - snap->stray[i].start);
+		free_part(snap->u, snap->stray[i].range, snap->stray[i].start, snap->stray[i].end);
 	pthread_mutex_unlock(&snap->lock);
 	pthread_mutex_lock(&sp->lock);
 	atomic_store(&sp->snapshot, NULL);

@@ -386,7 +386,7 @@ bool srv_snapshot_has(struct srv_space *sp, uint64_t start, uint64_t end)
 	return false;
 }
 
-/* The space knows of it: faults and events come to it from now on. One at a time, and where no region is. */
+/* The space knows of it: faults and events come to it from now on. One at a time. */
 static int enter(struct libuffd_snapshot *snap)
 {
 	struct srv_space *sp = snap->space;
@@ -395,15 +395,14 @@ static int enter(struct libuffd_snapshot *snap)
 	pthread_mutex_lock(&sp->lock);
 	if (atomic_load(&sp->snapshot))
 		ret = -EBUSY;
-	for (size_t i = 0; i < sp->map.n && ret == 0; i++)
-		for (unsigned int j = 0; j < snap->nranges && ret == 0; j++)
-			if (!sp->map.seg[i].left && sp->map.seg[i].start < snap->range[j].end &&
-			    snap->range[j].start < sp->map.seg[i].end)
-				ret = -EBUSY;
-	if (ret == 0)
+	for (unsigned int i = 0; i < snap->nranges && ret >= 0; i++) {
+		ret = srv_snap_served(sp, &snap->range[i]);
+		snap->range[i].served = ret > 0;
+	}
+	if (ret >= 0)
 		atomic_store(&sp->snapshot, snap);
 	pthread_mutex_unlock(&sp->lock);
-	return ret;
+	return ret < 0 ? ret : 0;
 }
 
 /* Whoever is second of the two sees the other: each is known of before it looks. */

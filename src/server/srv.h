@@ -558,7 +558,7 @@ void srv_allow(struct srv_port *port, uint64_t address, uint64_t len, unsigned i
 /* The page there is absent, and one of zeros. */
 void srv_zero(struct srv_port *port, uint64_t address, unsigned int page_shift, uint64_t arrived);
 
-/* ---- snapshot-copy.c, snapshot.c ------------------------------------------------------------------ */
+/* ---- snapshot-copy.c, snapshot-served.c, snapshot.c ------------------------------------------------ */
 
 /* True: the address is a snapshot's, which answers the fault, now or later. */
 bool srv_snapshot_fault(struct srv_port *port, const struct libuffd_fault *fault, uint64_t arrived);
@@ -569,6 +569,11 @@ void srv_snapshot_forked(struct srv_space *parent, const struct libuffd *child);
 void srv_snapshot_lost(struct srv_space *sp, int error);
 /* A snapshot has a part of the range. Under the space's lock. */
 bool srv_snapshot_has(struct srv_space *sp, uint64_t start, uint64_t end);
+/* A part of the range has yet to be copied, and must not be written to before. */
+bool srv_snapshot_holds(struct srv_space *sp, uint64_t start, uint64_t len);
+/* What it wants from sources is fetched; and has come, or failed to. */
+void srv_snapshot_work(struct srv_port *port);
+void srv_snapshot_came(struct srv_space *sp);
 
 /* ---- space.c ------------------------------------------------------------------------------------- */
 
@@ -821,6 +826,8 @@ struct srv_loop {
 	struct srv_post *inbox, **inbox_end;
 	_Atomic uint64_t turns; /* that have ended */
 	atomic_bool posted;
+	atomic_bool
+		wanted; /* a snapshot in a space that is read here wants something from sources */
 
 	pthread_t handle; /* of an own thread, for who started it */
 	pthread_t thread; /* that turns it */

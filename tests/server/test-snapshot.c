@@ -82,16 +82,10 @@ static void shot_new(void)
 	assert_non_null(shot.snap);
 }
 
-/* Memory that nobody serves: every other page has bytes, the others were never touched. */
-static void shot_up(void **state, size_t pages, uint64_t features)
+static void shot_opts(size_t pages)
 {
 	static const struct libuffd_snapshot_opts init = LIBUFFD_SNAPSHOT_OPTS_INIT;
 
-	stage_up(state, pages, MISSING | WP, features);
-	for (size_t i = 0; i < pages; i += 2)
-		memcpy(mem_page(&stage.m, i), data_page(i), stage.m.page);
-	for (size_t i = 1; i < pages; i += 2)
-		memset(stage.data + i * stage.m.page, 0, stage.m.page);
 	shot.range = (struct libuffd_snapshot_range){ stage.m.start, stage.m.len, 0, stage.m.page };
 	shot.opts = init;
 	shot.opts.space = stage.space;
@@ -105,6 +99,17 @@ static void shot_up(void **state, size_t pages, uint64_t features)
 	shot.image = page_of(&stage.m, pages, 0xee);
 	shot.told = calloc(pages, sizeof(*shot.told));
 	assert_non_null(shot.told);
+}
+
+/* Memory that nobody serves: every other page has bytes, the others were never touched. */
+static void shot_up(void **state, size_t pages, uint64_t features)
+{
+	stage_up(state, pages, MISSING | WP, features);
+	for (size_t i = 0; i < pages; i += 2)
+		memcpy(mem_page(&stage.m, i), data_page(i), stage.m.page);
+	for (size_t i = 1; i < pages; i += 2)
+		memset(stage.data + i * stage.m.page, 0, stage.m.page);
+	shot_opts(pages);
 }
 
 static void remove_files(void);
@@ -361,11 +366,16 @@ static void chain_order(size_t pages)
 	}
 }
 
+static void chain_run(void)
+{
+	for (size_t i = 0; i < WRITERS; i++)
+		assert_int_equal(pthread_create(&chain.thread[i], NULL, write_chain, NULL), 0);
+}
+
 static void chain_start(size_t pages)
 {
 	chain_order(pages);
-	for (size_t i = 0; i < WRITERS; i++)
-		assert_int_equal(pthread_create(&chain.thread[i], NULL, write_chain, NULL), 0);
+	chain_run();
 }
 
 static void chain_goes_on(uint64_t steps)
@@ -773,6 +783,478 @@ static void a_child_is_free(void **state)
 	assert_int_equal(shot_join(), 0);
 	if (!mem_is_shared(stage_kind(state)))
 		expect_image();
+	expect_free();
+}
+
+/* ---- Memory that comes from a source meanwhile ------------------------------------------------------------- */
+
+/* Nothing of it is there yet. */
+static uint64_t served_up(void **state, size_t pages, uint64_t features,
+			  struct libuffd_source *(*source)(void))
+{
+	struct libuffd_region r;
+
+	stage_up(state, pages, MISSING | WP, features | LIBUFFD_FEATURE_EVENT_REMOVE);
+	shot_opts(pages);
+	r = region_of(&stage.m, source());
+	r.modes = MISSING | WP;
+	return add_region(&r);
+}
+
+static void what_has_yet_to_come_is_in_it(void **state)
+{
+	size_t pages = many_pages(state);
+	struct libuffd_snapshot_info p;
+	uint64_t region;
+
+	region = served_up(state, pages, 0, memory_source);
+	turn_server();
+	/* Read, written to, and dropped. */
+	assert_int_equal(peek(mem_page(&stage.m, 1)), data_page(1)[0]);
+	poke(mem_page(&stage.m, 2) + 5, 0x42);
+	madvise_start(&stage.call, mem_page(&stage.m, 3), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	p = progress();
+	assert_int_equal(p.copied, stage.m.len);
+	assert_int_equal(p.passed, stage.m.len);
+	assert_int_equal(p.zeros, stage.m.page);
+	stage.data[2 * stage.m.page + 5] = 0x42;
+	memset(stage.data + 3 * stage.m.page, 0, stage.m.page);
+	expect_image();
+	assert_int_equal(stats_of(region).failed, 0);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	expect_free();
+}
+
+/* It comes protected, and the write waits for the copy. */
+static void a_write_to_what_comes_meanwhile_is_not_in_it(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	served_up(state, pages, 0, memory_source);
+	turn_server();
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 1) + 7, true, 0x55);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	assert_int_equal(peek(mem_page(&stage.m, pages - 2) + 3), data_page(pages - 2)[3]);
+	f = start_faulter(mem_page(&stage.m, pages - 2) + 3, true, 0x56);
+	join_faulter(f);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	assert_int_equal(progress().before_write, 2);
+	expect_image();
+	assert_int_equal(mem_page(&stage.m, pages - 1)[7], 0x55);
+	assert_int_equal(mem_page(&stage.m, pages - 2)[3], 0x56);
+	expect_free();
+}
+
+/* What the chain had written before it began. */
+static struct libuffd_source *chain_source(void)
+{
+	for (size_t i = 0; i < chain.pages; i++) {
+		unsigned char *page = stage.data + chain.order[i] * stage.m.page;
+		uint64_t n = i;
+
+		memcpy(page, &n, sizeof(n));
+		memcpy(page + stage.m.page - sizeof(n), &n, sizeof(n));
+	}
+	return memory_source();
+}
+
+static void one_instant_while_it_comes(void **state, uint64_t memory)
+{
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : 96;
+	unsigned int rounds = in_test_vm() ? 2 : 8;
+	uint64_t early = 0;
+
+	for (unsigned int i = 0; i < rounds; i++) {
+		if (i)
+			shot_down(state);
+		chain_order(pages);
+		served_up(state, pages, 0, chain_source);
+		turn_server();
+		shot.opts.memory = memory;
+		shot.meanwhile = memory ? NULL : chase;
+		chain_run();
+		chain_goes_on(i * pages / rounds);
+		shot_new();
+		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+		for (size_t j = 0; j < pages; j++)
+			assert_int_equal(shot.told[j], 1);
+		expect_one_instant();
+		early += progress().before_write;
+		chain_goes_on(pages);
+		chain_stop();
+		/* And the memory has all that was written. */
+		memcpy(shot.image, stage.m.addr, stage.m.len);
+		expect_one_instant();
+		expect_free();
+	}
+	printf("# copied before a write: %llu\n", (unsigned long long)early);
+	if (!memory)
+		assert_true(early >= rounds);
+}
+
+static void one_instant_of_memory_that_comes_meanwhile(void **state)
+{
+	one_instant_while_it_comes(state, 0);
+}
+
+static void one_instant_of_that_with_no_room(void **state)
+{
+	one_instant_while_it_comes(state, 1);
+}
+
+/* Where it went no instant can be seen any more; where it came the source knows. */
+static void what_is_dropped_of_it_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	int ret;
+
+	served_up(state, pages, 0, memory_source);
+	turn_server();
+	poke(mem_page(&stage.m, pages - 2), data_page(pages - 2)[0]);
+	shot_until_gate();
+	/* One that is there, and then one that never was. */
+	madvise_start(&stage.call, mem_page(&stage.m, pages - 2), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	/* As whoever writes there would see it later: the region's page, of zeros if it is his alone. */
+	join_faulter(start_faulter(mem_page(&stage.m, pages - 2) + 9, false, 0));
+	sem_post(&shot.go_on);
+	ret = shot_join();
+	printf("# %s\n", ret ? "too late" : "in time");
+	if (ret)
+		assert_int_equal(ret, -ESTALE);
+	else
+		expect_image();
+	shot_forget();
+	expect_free();
+}
+
+/* It cannot be copied, and would be zeros to who comes to it later. */
+static void what_is_dropped_with_no_room_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	served_up(state, pages, 0, memory_source);
+	turn_server();
+	shot.opts.memory = 1;
+	shot_until_gate();
+	join_faulter(start_faulter(mem_page(&stage.m, pages - 1) + 7, true, 0x55));
+	assert_int_equal(peek(mem_page(&stage.m, pages - 2)), data_page(pages - 2)[0]);
+	madvise_start(&stage.call, mem_page(&stage.m, pages - 2), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	f = start_faulter(mem_page(&stage.m, pages - 2) + 9, false, 0);
+	join_faulter(f);
+	assert_int_equal(f->byte, 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	expect_free();
+}
+
+/* The last page is answered later, but to who asks again. */
+static void fetch_the_last_later(void *ctx, const struct libuffd_request *req)
+{
+	if (req->offset + req->len == stage.m.len && !asked())
+		ask_later(ctx, req);
+	else
+		complete_right(stage.source[0], req);
+}
+
+static struct libuffd_source *half_source(void)
+{
+	return custom_source(fetch_the_last_later);
+}
+
+static void what_is_dropped_before_it_came_ends_it(void **state)
+{
+	size_t pages = many_pages(state), last = pages - 1;
+	struct libuffd_request req;
+	struct faulter *f;
+
+	served_up(state, pages, 0, half_source);
+	turn_server();
+	shot_until_gate();
+	req = wait_asked(0);
+	assert_false(pte_is_present(mem_page(&stage.m, last)));
+	madvise_start(&stage.call, mem_page(&stage.m, last), stage.m.page, MADV_DONTNEED);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	f = start_faulter(mem_page(&stage.m, last) + 9, true, 0x31);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	join_faulter(f);
+	assert_int_equal(mem_page(&stage.m, last)[9], 0x31);
+	assert_int_equal(mem_page(&stage.m, last)[10], 0);
+	assert_int_equal(complete_right(stage.source[0], &req), 0);
+	shot_forget();
+	/* Once more: it is zeros now, but for that byte. */
+	memset(stage.data + last * stage.m.page, 0, stage.m.page);
+	stage.data[last * stage.m.page + 9] = 0x31;
+	shot.gate = GATE_NONE;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	expect_free();
+}
+
+/* Nobody tells of that, and it will never come. */
+static void what_is_unmapped_before_it_came_ends_it(void **state)
+{
+	size_t pages = many_pages(state), last = pages - 1;
+	struct libuffd_request req;
+
+	served_up(state, pages, 0, half_source);
+	turn_server();
+	shot_until_gate();
+	req = wait_asked(0);
+	assert_int_equal(munmap(mem_page(&stage.m, last), stage.m.page), 0);
+	assert_int_equal(complete_right(stage.source[0], &req), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	stage.m.len -= stage.m.page;
+	for (size_t i = 0; i < last; i++)
+		poke(mem_page(&stage.m, i), 0x77);
+	assert_int_equal(waiters(stage.u), 0);
+	stage.m.len += stage.m.page;
+}
+
+static struct libuffd_source *late_source(void)
+{
+	return custom_source(ask_later);
+}
+
+static bool some_is_copied(const struct libuffd_snapshot_info *p)
+{
+	return p->phase == LIBUFFD_SNAPSHOT_COPYING;
+}
+
+/* Of a source that does not answer nobody is the prisoner; and it may answer later. */
+static void it_can_be_cancelled_while_it_waits_for_a_source(void **state)
+{
+	size_t pages = many_pages(state), n;
+
+	served_up(state, pages, 0, late_source);
+	turn_server();
+	shot_new();
+	shot_start();
+	wait_progress(some_is_copied);
+	wait_asked(0);
+	libuffd_snapshot_cancel(shot.snap);
+	assert_int_equal(shot_join(), -ECANCELED);
+	n = asked();
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(complete_right(stage.source[0], &stage.asked.req[i]), 0);
+	assert_int_equal(peek(mem_page(&stage.m, 0)), data_page(0)[0]);
+	poke(mem_page(&stage.m, 0), 0x12);
+	assert_int_equal(waiters(stage.u), 0);
+}
+
+static int refuse_the_last(void *ctx, const struct libuffd_request *req)
+{
+	(void)ctx;
+	return req->offset + req->len > stage.m.len - stage.m.page ? -ENODATA : 0;
+}
+
+static void fetch_all_but_the_last(void *ctx, const struct libuffd_request *req)
+{
+	int error = refuse_the_last(ctx, req);
+
+	if (error)
+		libuffd_source_complete(stage.source[0], req->id, error, 0);
+	else
+		complete_right(stage.source[0], req);
+}
+
+static struct libuffd_source *bad_source(void)
+{
+	return custom_source(fetch_all_but_the_last);
+}
+
+/* It is dealt with as the region says, and is no page of zeros. */
+static void what_cannot_be_had_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	struct faulter *f;
+
+	served_up(state, pages, LIBUFFD_FEATURE_POISON, bad_source);
+	turn_server();
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	wait_notice(LIBUFFD_NOTICE_ERROR, 0);
+	for (size_t i = 0; i + 1 < pages; i++)
+		poke(mem_page(&stage.m, i), 0x77);
+	f = start_faulter(mem_page(&stage.m, pages - 1), true, 1);
+	join_faulter(f);
+	assert_int_equal(f->signal, SIGBUS);
+	assert_int_equal(waiters(stage.u), 0);
+}
+
+/* Nor is what the server lets go of. */
+static void a_region_that_goes_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	uint64_t region, done;
+
+	region = served_up(state, pages, 0, memory_source);
+	turn_server();
+	shot.opts.rate = 1;
+	shot_until_gate();
+	assert_int_equal(libuffd_server_put_back(stage.s, region, 0, stage.m.page, 0, &done),
+			 -EBUSY);
+	assert_int_equal(done, 0);
+	assert_int_equal(libuffd_server_remove_region(stage.s, region), 0);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ENOENT);
+	assert_int_equal(libuffd_unregister(stage.u, stage.m.start, stage.m.len), 0);
+	expect_free();
+}
+
+/* It is the region's still, wherever it is, and its writers are let through. */
+static void what_is_moved_of_it_ends_it(void **state)
+{
+	size_t pages = many_pages(state);
+	size_t len = 4 * mem_page_size(stage_kind(state));
+	struct libuffd_request req;
+	void *to;
+
+	served_up(state, pages, EVENTS, half_source);
+	turn_server();
+	to = mmap(NULL, 2 * len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_ptr_not_equal(to, MAP_FAILED);
+	to = (void *)(((uintptr_t)to + len - 1) / len * len);
+	shot_until_gate();
+	req = wait_asked(0);
+	mremap_start(&stage.call, mem_page(&stage.m, pages - 4), len, len,
+		     MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), -ESTALE);
+	assert_int_equal(complete_right(stage.source[0], &req), 0);
+	for (size_t at = 0; at < stage.m.len - len; at += stage.m.page)
+		poke((unsigned char *)stage.m.addr + at, 1);
+	expect_bytes(to, data_page(pages - 4), len);
+	for (size_t at = 0; at < len; at += stage.m.page)
+		assert_false(pte_is_wp((unsigned char *)to + at));
+	for (size_t at = 0; at < len; at += stage.m.page)
+		poke((unsigned char *)to + at, 1);
+	munmap_start(&stage.call, to, len);
+	stage.calling = true;
+	assert_int_equal(join_call(), 0);
+	stage.m.len -= len;
+	assert_int_equal(waiters(stage.u), 0);
+	stage.m.len += len;
+}
+
+static int read_and_write_all_over(void *arg)
+{
+	size_t pages = stage.m.len / stage.m.page;
+
+	if (first_difference(mem_page(&stage.m, pages - 1), data_page(pages - 1), stage.m.page) !=
+	    stage.m.page)
+		return 8;
+	return write_all_over(arg);
+}
+
+/* The child's memory comes from the source as before. */
+static void a_child_of_it_is_served_and_free(void **state)
+{
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? 4 : many_pages(state);
+	struct libuffd_request req;
+	struct faulter *f;
+
+	served_up(state, pages, EVENTS | LIBUFFD_FEATURE_EVENT_FORK, half_source);
+	turn_server();
+	poke(mem_page(&stage.m, 2), data_page(2)[0]);
+	shot_until_gate();
+	f = start_faulter(mem_page(&stage.m, pages - 1), false, 0);
+	req = wait_asked(0);
+	fork_child(read_and_write_all_over, NULL);
+	assert_int_equal(child_status(), 7);
+	assert_int_equal(complete_right(stage.source[0], &req), 0);
+	join_faulter(f);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	if (!mem_is_shared(stage_kind(state)))
+		expect_image();
+	expect_free();
+}
+
+static int let_it(void *ctx, uint64_t space, uint64_t region, uint64_t address, uint64_t len)
+{
+	(void)ctx;
+	(void)space;
+	(void)region;
+	(void)address;
+	(void)len;
+	return 0;
+}
+
+/* Regions whose pages somebody else protects, or of which something is not told. */
+static void other_regions_are_not_taken(void **state)
+{
+	static const struct {
+		uint64_t modes, flags;
+		bool source, part, written;
+	} cases[] = {
+		{ MISSING, 0, true, false, false },
+		{ WP, 0, false, false, false },
+		{ MISSING | WP, LIBUFFD_REGION_WP, true, false, false },
+		{ MISSING | WP, LIBUFFD_REGION_UNREGISTER, true, false, false },
+		{ MISSING | WP, 0, true, true, false },
+		{ MISSING | WP, 0, true, false, true },
+	};
+
+	stage_up(state, 8, MISSING | WP, LIBUFFD_FEATURE_EVENT_REMOVE);
+	shot_opts(8);
+	turn_server();
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct libuffd_region r = region_of(&stage.m,
+						    cases[i].source ? memory_source() : NULL);
+		uint64_t region;
+
+		r.modes = cases[i].modes;
+		r.flags |= cases[i].flags;
+		r.written = cases[i].written ? let_it : NULL;
+		if (cases[i].part)
+			r.len -= stage.m.page;
+		region = add_region(&r);
+		shot_new();
+		assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+		shot_forget();
+		assert_int_equal(libuffd_server_remove_region(stage.s, region), 0);
+		assert_int_equal(libuffd_unregister(stage.u, r.start, r.len), 0);
+	}
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	shot_forget();
+	expect_free();
+}
+
+static void nor_those_of_which_no_drop_is_told(void **state)
+{
+	struct libuffd_region r;
+
+	stage_up(state, 8, MISSING | WP, 0);
+	shot_opts(8);
+	turn_server();
+	r = region_of(&stage.m, memory_source());
+	r.modes = MISSING | WP;
+	add_region(&r);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EBUSY);
+	shot_forget();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 	expect_free();
 }
 
@@ -1522,6 +2004,22 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(what_is_moved_ends_it, MEM_SHMEM_SHARED),
 	SHOT_OF(what_is_moved_ends_it, MEM_HUGETLB_SHARED),
 	SHOT_ALL(a_child_is_free),
+	SHOT_ALL(what_has_yet_to_come_is_in_it),
+	SHOT_ALL(a_write_to_what_comes_meanwhile_is_not_in_it),
+	SHOT_ALL(one_instant_of_memory_that_comes_meanwhile),
+	SHOT_ALL(one_instant_of_that_with_no_room),
+	SHOT_ALL(what_is_dropped_of_it_ends_it),
+	SHOT_OF(what_is_dropped_with_no_room_ends_it, MEM_ANON),
+	SHOT_OF(what_is_dropped_before_it_came_ends_it, MEM_ANON),
+	SHOT_OF(what_is_unmapped_before_it_came_ends_it, MEM_ANON),
+	SHOT_ALL(it_can_be_cancelled_while_it_waits_for_a_source),
+	SHOT_ALL(what_cannot_be_had_ends_it),
+	SHOT_OF(a_region_that_goes_ends_it, MEM_ANON),
+	SHOT_OF(what_is_moved_of_it_ends_it, MEM_ANON),
+	SHOT_OF(what_is_moved_of_it_ends_it, MEM_SHMEM_SHARED),
+	SHOT_ALL(a_child_of_it_is_served_and_free),
+	SHOT_OF(other_regions_are_not_taken, MEM_ANON),
+	SHOT_OF(nor_those_of_which_no_drop_is_told, MEM_ANON),
 	SHOT_ALL(a_file_is_whole_and_has_holes),
 	SHOT_ALL(a_file_is_where_it_was_asked_for),
 	SHOT_OF(a_full_disk_leaves_the_old_file, MEM_ANON),
