@@ -761,6 +761,31 @@ static void what_is_moved_ends_it(void **state)
 	stage.m.len += len;
 }
 
+/* Rights neither take the protection off, nor keep anything from being read. */
+static void mprotect_changes_nothing(void **state)
+{
+	size_t pages = many_pages(state), page;
+	struct faulter *f;
+
+	shot_up(state, pages, 0);
+	page = stage.m.page;
+	turn_server();
+	shot_until_gate();
+	assert_int_equal(mprotect(mem_page(&stage.m, pages - 2), page, PROT_READ), 0);
+	assert_int_equal(mprotect(mem_page(&stage.m, pages - 2), page, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(mprotect(mem_page(&stage.m, pages - 4), page, PROT_NONE), 0);
+	f = start_faulter(mem_page(&stage.m, pages - 2) + 7, true, 0x55);
+	join_faulter(f);
+	assert_int_equal(f->signal, 0);
+	sem_post(&shot.go_on);
+	assert_int_equal(shot_join(), 0);
+	assert_int_equal(progress().before_write, 1);
+	expect_image();
+	assert_int_equal(mprotect(mem_page(&stage.m, pages - 4), page, PROT_READ | PROT_WRITE), 0);
+	assert_int_equal(mem_page(&stage.m, pages - 2)[7], 0x55);
+	expect_free();
+}
+
 static int write_all_over(void *arg)
 {
 	(void)arg;
@@ -2003,6 +2028,7 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(what_is_moved_ends_it, MEM_SHMEM_PRIVATE),
 	SHOT_OF(what_is_moved_ends_it, MEM_SHMEM_SHARED),
 	SHOT_OF(what_is_moved_ends_it, MEM_HUGETLB_SHARED),
+	SHOT_ALL(mprotect_changes_nothing),
 	SHOT_ALL(a_child_is_free),
 	SHOT_ALL(what_has_yet_to_come_is_in_it),
 	SHOT_ALL(a_write_to_what_comes_meanwhile_is_not_in_it),
