@@ -15,7 +15,7 @@
 #define MAX_ROUNDS 64
 
 /* A program, and its main(). */
-#define MOST_PARTS 11
+#define MOST_PARTS 12
 
 struct program {
 	const char *what;  /* is measured */
@@ -38,6 +38,7 @@ void server_placement(void);
 void server_scale(void);
 void server_memory(void);
 void server_track(void);
+void server_snapshot(void);
 
 extern uint32_t engine; /* LIBUFFD_ENGINE_* that servers are made with */
 extern uint32_t

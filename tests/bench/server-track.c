@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,6 +176,19 @@ static double ask_watch(void *context)
 	return begun;
 }
 
+/* With room for every page. */
+static double ask_at_once(void *context)
+{
+	double begun;
+
+	(void)context;
+	take_written(RANGES);
+	write_pages();
+	begun = now();
+	take_written(track.pages);
+	return now() - begun;
+}
+
 /* The same marks, read one by one, and all protected again. What is written between is lost. */
 static double ask_entries(void *context)
 {
@@ -279,6 +293,55 @@ static double arm_whole(void *context)
 	return now() - begun;
 }
 
+/*
+ * Whoever wants the lock of the address space for writing, on another CPU, at all times: how long he waits for it at most,
+ * while the watch is armed. To have it held for all of that by one ioctl is what arm_raw() takes.
+ */
+static atomic_bool lock_stop, lock_begun;
+
+static void *want_lock(void *arg)
+{
+	double *most = arg, before;
+
+	pin(second_cpu < 0 ? first_cpu : second_cpu);
+	while (!atomic_load(&lock_stop)) {
+		void *p;
+
+		before = now();
+		p = mmap(NULL, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (p == MAP_FAILED || munmap(p, page))
+			die("mmap: %s", strerror(errno));
+		before = now() - before;
+		if (atomic_load(&lock_begun) && before > *most)
+			*most = before;
+		atomic_store(&lock_begun, true);
+	}
+	return NULL;
+}
+
+static double wait_for_lock(void *context)
+{
+	double most = 0;
+	pthread_t thread;
+	int err;
+
+	(void)context;
+	libuffd_watch_stop(track.w);
+	must("libuffd_writeprotect",
+	     libuffd_writeprotect(track.u, address_of(track.mem), track.len, 0));
+	atomic_store(&lock_stop, false);
+	atomic_store(&lock_begun, false);
+	err = pthread_create(&thread, NULL, want_lock, &most);
+	if (err)
+		die("pthread_create: %s", strerror(err));
+	while (!atomic_load(&lock_begun))
+		sched_yield();
+	must("libuffd_watch_start", start_watch());
+	atomic_store(&lock_stop, true);
+	pthread_join(thread, NULL);
+	return most;
+}
+
 /* ---- Side by side --------------------------------------------------------------------------------------- */
 
 static struct row *side_by_side(const char *name, const char *unit, double (*base)(void *),
@@ -337,6 +400,13 @@ static void measure(void)
 		BAR_AT_MOST, 0.1);
 	set_bar(side_by_side("get and reset, 1 %: to one ioctl", "ns", ask_raw, ask_watch, true),
 		BAR_AT_MOST, 1.05);
+	set_bar(side_by_side("get and reset, 1 %: 1024 ranges at a time to all", "ns", ask_at_once,
+			     ask_watch, true),
+		BAR_AT_MOST, 1.05);
+	/* A piece, and what it takes to wake up behind one. */
+	set_bar(side_by_side("longest wait for the lock: to arming by one ioctl", "ns", arm_raw,
+			     wait_for_lock, false),
+		BAR_AT_MOST, 4.0 * (16 << 20) / (double)track.len);
 	set_bar(side_by_side("arming in pieces: to one ioctl", "ns", arm_raw, arm_whole, false),
 		BAR_AT_MOST, 1.05);
 }
