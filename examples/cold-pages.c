@@ -39,6 +39,8 @@
 #include <uffd/server.h>
 #include <uffd/workingset.h>
 
+#include "number.h"
+
 #define MIB (UINT64_C(1) << 20)
 #define MAX_THREADS 64
 #define RANGES 64
@@ -526,25 +528,6 @@ static int usage(void)
 {
 	fputs("cold-pages: see cold-pages --help\n", stderr);
 	return EXIT_USAGE;
-}
-
-static bool number(const char *text, uint64_t least, uint64_t most, uint64_t *out)
-{
-	char *end;
-
-	errno = 0;
-	*out = strtoull(text, &end, 10);
-	return *text >= '0' && *text <= '9' && !*end && !errno && *out >= least && *out <= most;
-}
-
-static bool small_number(const char *text, unsigned int least, unsigned int most, unsigned int *out)
-{
-	uint64_t v;
-
-	if (!number(text, least, most, &v))
-		return false;
-	*out = (unsigned int)v;
-	return true;
 }
 
 static bool mib(const char *text, uint64_t least, uint64_t *out)

@@ -30,6 +30,8 @@
 
 #include <uffd/uffd.h>
 
+#include "number.h"
+
 #define MIB (1024.0 * 1024.0)
 #define MAX_THREADS 1024
 #define MAX_WINDOW_KIB 65536
@@ -771,18 +773,6 @@ static int usage_error(void)
 	return EXIT_USAGE;
 }
 
-static bool parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *value)
-{
-	char *end;
-
-	/* strtoull() takes a sign and blanks; a count has neither. */
-	if (*text < '0' || *text > '9')
-		return false;
-	errno = 0;
-	*value = strtoull(text, &end, 10);
-	return !errno && !*end && *value >= min && *value <= max;
-}
-
 /* Anything but "go on" is an exit status. */
 #define GO_ON (-1)
 
@@ -803,7 +793,7 @@ static int parse(struct options *o, int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "t:w:s:qh", longs, NULL)) != -1) {
 		switch (c) {
 		case 't':
-			if (!parse_number(optarg, 1, MAX_THREADS, &value)) {
+			if (!number(optarg, 1, MAX_THREADS, &value)) {
 				fprintf(stderr,
 					"lazy-file: --threads takes a number from 1 to %d\n",
 					MAX_THREADS);
@@ -812,7 +802,7 @@ static int parse(struct options *o, int argc, char **argv)
 			o->threads = (unsigned int)value;
 			break;
 		case 'w':
-			if (!parse_number(optarg, 1, MAX_WINDOW_KIB, &value) ||
+			if (!number(optarg, 1, MAX_WINDOW_KIB, &value) ||
 			    value * 1024 % page_size()) {
 				fprintf(stderr,
 					"lazy-file: --window: KiB up to %d, in whole pages of %zu\n",
@@ -822,7 +812,7 @@ static int parse(struct options *o, int argc, char **argv)
 			o->window = (size_t)value * 1024;
 			break;
 		case 's':
-			if (!parse_number(optarg, 0, UINT64_MAX, &o->seed)) {
+			if (!number(optarg, 0, UINT64_MAX, &o->seed)) {
 				fprintf(stderr, "lazy-file: --seed takes a number\n");
 				return usage_error();
 			}

@@ -30,6 +30,8 @@
 
 #include <uffd/server.h>
 
+#include "number.h"
+
 #define MIB (1024.0 * 1024.0)
 #define MAX_THREADS 256
 #define BAR 20 /* with what else there is in its line, in a terminal of 80 columns */
@@ -539,19 +541,6 @@ static void help(void)
 	     "  -j, --json         the result as JSON\n"
 	     "  -q, --quiet        no progress\n"
 	     "  -h, --help         this text");
-}
-
-static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
-{
-	char *end;
-	unsigned long long v;
-
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno || *end || end == text || *text == '-' || v < min || v > max)
-		return false;
-	*out = v;
-	return true;
 }
 
 static bool engine(const char *name, unsigned int *out)

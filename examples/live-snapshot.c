@@ -27,6 +27,8 @@
 
 #include <uffd/snapshot.h>
 
+#include "number.h"
+
 #define MOST_WRITERS 64
 #define LOCKS 1024
 #define START_VALUE 1000
@@ -354,14 +356,11 @@ static void usage(FILE *to)
 		    "  -h, --help\n");
 }
 
-static uint64_t number(const char *text, uint64_t least, uint64_t most)
+static uint64_t wanted(const char *text, uint64_t least, uint64_t most)
 {
-	char *end;
 	uint64_t n;
 
-	errno = 0;
-	n = strtoull(text, &end, 10);
-	if (*text < '0' || *text > '9' || *end || errno || n < least || n > most) {
+	if (!number(text, least, most, &n)) {
 		fprintf(stderr, "live-snapshot: %s: not a number from %" PRIu64 " to %" PRIu64 "\n",
 			text, least, most);
 		exit(EXIT_USAGE);
@@ -385,13 +384,13 @@ int main(int argc, char **argv)
 
 	while ((c = getopt_long(argc, argv, "k:w:r:n:h", options, NULL)) != -1) {
 		if (c == 'k')
-			keys = number(optarg, 2, UINT32_MAX);
+			keys = wanted(optarg, 2, UINT32_MAX);
 		else if (c == 'w')
-			writers = (unsigned int)number(optarg, 0, MOST_WRITERS);
+			writers = (unsigned int)wanted(optarg, 0, MOST_WRITERS);
 		else if (c == 'r')
-			rate = number(optarg, 1, 1 << 20) << 20;
+			rate = wanted(optarg, 1, 1 << 20) << 20;
 		else if (c == 'n')
-			rounds = number(optarg, 1, 1000000);
+			rounds = wanted(optarg, 1, 1000000);
 		else
 			usage(c == 'h' ? stdout : stderr);
 		if (c == 'h' || c == '?')

@@ -41,6 +41,8 @@
 
 #include <uffd/server.h>
 
+#include "number.h"
+
 #define MIB (1024.0 * 1024.0)
 #define PAGE ((size_t)4096)
 #define WORDS (PAGE / 4)
@@ -1140,29 +1142,6 @@ static void help(void)
 	     "--window, --fill and --engine are for a server in this process: of another one they are its options.\n"
 	     "\n"
 	     "Exit status: 0 all of it was right; 1 it was not, or could not be done; 2 wrong usage; 77 no KVM here.");
-}
-
-static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
-{
-	char *end;
-	unsigned long long v;
-
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno || *end || end == text || *text < '0' || *text > '9' || v < min || v > max)
-		return false;
-	*out = v;
-	return true;
-}
-
-static bool small_number(const char *text, unsigned int min, unsigned int max, unsigned int *out)
-{
-	uint64_t v = 0;
-	bool ok = number(text, min, max, &v);
-
-	if (ok)
-		*out = (unsigned int)v;
-	return ok;
 }
 
 static bool engine(const char *name, unsigned int *out)

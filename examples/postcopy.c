@@ -46,6 +46,8 @@
 
 #include <uffd/server.h>
 
+#include "number.h"
+
 #define MIB (1024.0 * 1024.0)
 #define MAX_PAGES ((uint64_t)1 << 24)
 #define BATCH 64	 /* pages of one message of the pre-copy */
@@ -1505,29 +1507,6 @@ static void help(void)
 	     "  -h, --help             this text\n"
 	     "\n"
 	     "Exit status: 0 all of it moved, and is right; 1 it is not, or did not; 2 wrong usage.");
-}
-
-static bool number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
-{
-	char *end;
-	unsigned long long v;
-
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno || *end || end == text || *text < '0' || *text > '9' || v < min || v > max)
-		return false;
-	*out = v;
-	return true;
-}
-
-static bool small_number(const char *text, unsigned int min, unsigned int max, unsigned int *out)
-{
-	uint64_t v = 0;
-	bool ok = number(text, min, max, &v);
-
-	if (ok)
-		*out = (unsigned int)v;
-	return ok;
 }
 
 static int usage(void)

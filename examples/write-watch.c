@@ -24,6 +24,8 @@
 #include <uffd/server.h>
 #include <uffd/watch.h>
 
+#include "number.h"
+
 #define RANGES 1024
 #define MAX_WRITERS 64
 
@@ -298,18 +300,15 @@ static void usage(FILE *to)
 		MAX_WRITERS);
 }
 
-static unsigned int number(const char *text, unsigned long most)
+static unsigned int wanted(const char *text, unsigned int most)
 {
-	char *end;
-	unsigned long n;
+	unsigned int n;
 
-	errno = 0;
-	n = strtoul(text, &end, 10);
-	if (errno || end == text || *end || *text == '-' || n > most) {
-		fprintf(stderr, "write-watch: '%s' is not a number from 0 to %lu\n", text, most);
+	if (!small_number(text, 0, most, &n)) {
+		fprintf(stderr, "write-watch: '%s' is not a number from 0 to %u\n", text, most);
 		exit(EXIT_USAGE);
 	}
-	return (unsigned int)n;
+	return n;
 }
 
 static uint32_t mechanism(const char *text)
@@ -342,22 +341,22 @@ static void parse(struct program *p, int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) >= 0) {
 		switch (c) {
 		case 's':
-			p->size = (size_t)number(optarg, 1 << 20) << 20;
+			p->size = (size_t)wanted(optarg, 1 << 20) << 20;
 			break;
 		case 'w':
-			p->writers = number(optarg, MAX_WRITERS);
+			p->writers = wanted(optarg, MAX_WRITERS);
 			break;
 		case 'a':
-			p->rate = number(optarg, 1000000000);
+			p->rate = wanted(optarg, 1000000000);
 			break;
 		case 'h':
-			p->hot = number(optarg, 100);
+			p->hot = wanted(optarg, 100);
 			break;
 		case 'i':
-			p->interval_ms = number(optarg, 3600000);
+			p->interval_ms = wanted(optarg, 3600000);
 			break;
 		case 'r':
-			p->rounds = number(optarg, 1000000000);
+			p->rounds = wanted(optarg, 1000000000);
 			break;
 		case 'm':
 			p->mechanism = mechanism(optarg);
