@@ -3,6 +3,8 @@
 #include "server.h"
 #include "pages.h"
 
+#include <dirent.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -71,6 +73,62 @@ static void own_threads_serve_whoever_comes(void **state)
 	assert_int_equal(final_stats(0).pages_present, pages);
 	libuffd_server_stop(stage.s);
 	assert_int_equal(libuffd_server_run(stage.s), 0);
+}
+
+/* The CPUs that the server's @n-th thread may run on: false as long as there is no such thread. */
+static bool cpus_of(unsigned int n, cpu_set_t *cpus)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	char wanted[16], name[16 + 1], path[64];
+	struct dirent *e;
+	bool found = false;
+
+	assert_non_null(tasks);
+	snprintf(wanted, sizeof(wanted), "uffd/%u\n", n);
+	while (!found && (e = readdir(tasks))) {
+		ssize_t len = -1;
+		int fd;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%.20s/comm", e->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd >= 0) {
+			len = read(fd, name, sizeof(name) - 1);
+			close(fd);
+		}
+		name[len > 0 ? len : 0] = '\0';
+		if (strcmp(name, wanted) == 0)
+			found = sched_getaffinity(atoi(e->d_name), sizeof(*cpus), cpus) == 0;
+	}
+	closedir(tasks);
+	return found;
+}
+
+/* A CPU each of those that the caller may run on, and again from the first when there are no more. */
+static void threads_are_spread_over_the_cpus(void **state)
+{
+	cpu_set_t own, cpus[3], all;
+	int n;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(own), &own), 0);
+	n = CPU_COUNT(&own) < 3 ? CPU_COUNT(&own) : 3;
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = 3;
+	stage.opts.placement = LIBUFFD_PLACE_SPREAD;
+	stage_up(state, 4, MISSING, 0);
+	add_memory_region();
+	turn_server();
+	CPU_ZERO(&all);
+	for (unsigned int i = 0; i < 3; i++) {
+		assert_true(cpus_of(i, &cpus[i]));
+		assert_int_equal(CPU_COUNT(&cpus[i]), 1);
+		CPU_OR(&all, &all, &cpus[i]);
+	}
+	assert_int_equal(CPU_COUNT(&all), n);
+	assert_true(CPU_EQUAL(&cpus[2], &cpus[2 % n]));
+	CPU_AND(&all, &all, &own);
+	assert_int_equal(CPU_COUNT(&all), n);
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	final_stats(0);
 }
 
 /* ---- Which engine it takes --------------------------------------------------------------------------- */
@@ -1680,6 +1738,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL(stepping_by_hand_serves_every_page),
 	OF_ALL(a_running_server_serves_until_it_is_stopped),
 	OF_ALL(own_threads_serve_whoever_comes),
+	OF_ENGINES(threads_are_spread_over_the_cpus, MEM_ANON),
 	cmocka_unit_test_teardown(the_engine_is_a_ring_where_there_are_rings, stage_down),
 	FORBIDDEN_BY(EPERM),
 	FORBIDDEN_BY(ENOSYS),

@@ -327,6 +327,19 @@ static void nothing_is_lost_under_load(void **state)
 
 /* ---- What is asked wrongly --------------------------------------------------------------------- */
 
+/* Its region is there still, and has no pages anywhere. */
+static void a_space_that_was_detached_takes_nothing_back(void **state)
+{
+	uint64_t done = 1;
+
+	up(state, 0, 0);
+	turn_server();
+	fill_page(0, 1);
+	assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
+	assert_int_equal(put_back(0, 1, &done), -ENOENT);
+	assert_int_equal(done, 0);
+}
+
 static void bad_requests_change_nothing(void **state)
 {
 	struct libuffd_region r;
@@ -426,6 +439,7 @@ static const struct CMUnitTest tests[] = {
 	WITH_FILE_AND(nothing_is_lost_under_load, URING, MEM_SHMEM_SHARED, 1),
 	WITH_FILE_AND(nothing_is_lost_under_load, POLL, MEM_SHMEM_SHARED, 1),
 	BY_BOTH(bad_requests_change_nothing, MEM_ANON),
+	BY_BOTH(a_space_that_was_detached_takes_nothing_back, MEM_ANON),
 	BY_BOTH(signal_handlers_keep_no_account, MEM_ANON),
 	BY_BOTH(children_have_it_too, MEM_SHMEM_SHARED),
 };

@@ -1468,6 +1468,59 @@ static void a_file_that_cannot_be_made_says_why(void **state)
 	expect_free();
 }
 
+/* A name of its own that is no longer than may be leaves no room for the one that the file has until it is whole. */
+static void a_name_that_is_too_long_says_so(void **state)
+{
+	char path[64 + 256];
+	int n;
+
+	file_up(state, stage_pages(state));
+	n = snprintf(path, sizeof(path), "%s/", shot.dir);
+	memset(path + n, 'x', 255);
+	path[n + 255] = '\0';
+	shot.opts.path = path;
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -ENAMETOOLONG);
+	assert_int_equal(files_there(), 0);
+	expect_free();
+}
+
+/* A directory cannot be replaced, which is known when all has been written. */
+static void a_directory_of_that_name_stays(void **state)
+{
+	struct stat st;
+
+	file_up(state, stage_pages(state));
+	assert_int_equal(mkdir(shot.path, 0700), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EISDIR);
+	assert_int_equal(stat(shot.path, &st), 0);
+	assert_true(S_ISDIR(st.st_mode));
+	assert_int_equal(files_there(), 1);
+	assert_int_equal(rmdir(shot.path), 0);
+	expect_free();
+}
+
+/* What was left by a process of the same number is no file of ours. */
+static void names_that_are_taken_are_left_alone(void **state)
+{
+	file_up(state, stage_pages(state));
+	for (int i = 0; i < 3; i++) {
+		snprintf(shot.path, sizeof(shot.path), "%s/image.part-%ld-%d", shot.dir,
+			 (long)getpid(), i);
+		put_file("old");
+	}
+	snprintf(shot.path, sizeof(shot.path), "%s/image", shot.dir);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	close(read_image(shot.path));
+	expect_bytes(shot.image, stage.data, stage.m.len);
+	assert_int_equal(files_there(), 4);
+	snprintf(shot.path, sizeof(shot.path), "%s/image.part-%ld-0", shot.dir, (long)getpid());
+	expect_file("old");
+	expect_free();
+}
+
 /* ---- Deltas -------------------------------------------------------------------------------------------------- */
 
 static struct libuffd_source *source_of(const char *path)
@@ -1563,13 +1616,30 @@ static uint64_t get_number(const unsigned char *p)
 	return v;
 }
 
+static void set_number(unsigned char *p, uint64_t v)
+{
+	for (int i = 0; i < 8; i++)
+		p[i] = (unsigned char)(v >> 8 * i);
+}
+
+/* Two entries and the footer; the sum of these, whose own bytes count as zeros. */
+#define DELTA_END 72
+
+static uint64_t sum_of(const unsigned char *end)
+{
+	uint64_t sum = UINT64_C(0xcbf29ce484222325);
+
+	for (size_t i = 0; i < DELTA_END; i++)
+		sum = (sum ^ (i >= 48 && i < 56 ? 0 : end[i])) * UINT64_C(0x100000001b3);
+	return sum;
+}
+
 /* As CONTRIBUTING.md has it; and no byte of it can be changed without notice. */
 static void a_delta_is_what_the_design_says(void **state)
 {
 	struct libuffd_scan_range changed[2];
 	struct libuffd_source *src;
-	unsigned char end[72], bad;
-	uint64_t sum = UINT64_C(0xcbf29ce484222325);
+	unsigned char end[DELTA_END], bad;
 	struct stat st;
 	int fd;
 
@@ -1593,9 +1663,7 @@ static void a_delta_is_what_the_design_says(void **state)
 	assert_int_equal(get_number(end + 40), 2);
 	assert_int_equal(get_number(end + 56), 1);
 	assert_memory_equal(end + 64, "uffddlt", 8);
-	for (size_t i = 0; i < sizeof(end); i++)
-		sum = (sum ^ (i >= 48 && i < 56 ? 0 : end[i])) * UINT64_C(0x100000001b3);
-	assert_true(get_number(end + 48) == sum);
+	assert_true(get_number(end + 48) == sum_of(end));
 	for (size_t i = 0; i < sizeof(end); i++) {
 		int ret;
 
@@ -1623,6 +1691,54 @@ static void a_delta_is_what_the_design_says(void **state)
 	close(fd);
 	assert_int_equal(libuffd_source_snapshot(fd, &src), -EBADF);
 	assert_null(src);
+	expect_free();
+}
+
+/* Whoever can write a file can make its sum right. Entries that cannot be are refused all the same. */
+static void entries_that_cannot_be_are_refused(void **state)
+{
+	/* In pages of the image, which has 8; halves are pages that are not whole. */
+	static const double entries[][4] = {
+		{ 1, 2, 1, 2 },	  { 1, 3, 2, 4 },   { 4, 6, 1, 2 },   { 1, 1, 4, 6 },
+		{ 2, 1, 4, 6 },	  { 1, 2, 4, 9 },   { 1, 2, 4.5, 6 }, { 1, 2, 4, 6.5 },
+		{ 0.5, 2, 4, 6 }, { 1, 1.5, 4, 6 },
+	};
+	struct libuffd_scan_range changed[2];
+	struct libuffd_source *src;
+	unsigned char end[DELTA_END];
+	int fd;
+
+	file_up(state, 8);
+	changed[0] = range_of(1, 1);
+	changed[1] = range_of(4, 2);
+	shot.opts.flags = LIBUFFD_SNAPSHOT_DELTA;
+	shot.opts.changed = changed;
+	shot.opts.nchanged = 2;
+	take_file("image");
+	fd = open(shot.path, O_RDWR | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, end, sizeof(end), (off_t)stage.m.len), sizeof(end));
+	for (size_t i = 0; i < sizeof(entries) / sizeof(entries[0]); i++) {
+		for (int j = 0; j < 4; j++)
+			set_number(end + 8 * j, (uint64_t)(entries[i][j] * (double)stage.m.page));
+		set_number(end + 48, sum_of(end));
+		assert_int_equal(pwrite(fd, end, sizeof(end), (off_t)stage.m.len), sizeof(end));
+		assert_int_equal(libuffd_source_snapshot(fd, &src), -EBADMSG);
+		assert_null(src);
+	}
+	set_number(end, 0);
+	set_number(end + 8, 2 * stage.m.page);
+	set_number(end + 16, 2 * stage.m.page);
+	set_number(end + 24, stage.m.len);
+	set_number(end + 48, sum_of(end));
+	assert_int_equal(pwrite(fd, end, sizeof(end), (off_t)stage.m.len), sizeof(end));
+	assert_int_equal(libuffd_source_snapshot(fd, &src), 0);
+	libuffd_source_unref(src);
+	/* What is too short for a footer is any file. */
+	assert_int_equal(ftruncate(fd, 8), 0);
+	assert_int_equal(libuffd_source_snapshot(fd, &src), 0);
+	libuffd_source_unref(src);
+	close(fd);
 	expect_free();
 }
 
@@ -2060,8 +2176,12 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(a_full_disk_leaves_the_old_file, MEM_ANON),
 	SHOT_OF(a_file_that_may_not_be_so_long_leaves_the_old_one, MEM_ANON),
 	SHOT_OF(a_file_that_cannot_be_made_says_why, MEM_ANON),
+	SHOT_OF(a_name_that_is_too_long_says_so, MEM_ANON),
+	SHOT_OF(a_directory_of_that_name_stays, MEM_ANON),
+	SHOT_OF(names_that_are_taken_are_left_alone, MEM_ANON),
 	SHOT_ALL(a_chain_of_deltas_is_the_newest_image),
 	SHOT_OF(a_delta_is_what_the_design_says, MEM_ANON),
+	SHOT_OF(entries_that_cannot_be_are_refused, MEM_ANON),
 	SHOT_OF(another_process_is_taken_at_one_instant, MEM_ANON),
 	SHOT_OF(a_process_that_exits_ends_it, MEM_ANON),
 	SHOT_OF(a_server_that_is_killed_leaves_the_old_file_and_free_memory, MEM_ANON),

@@ -311,6 +311,78 @@ static void what_cannot_be_watched_is_refused(void **state)
 	assert_true(map_at(&stage.m, 4, 1) != MAP_FAILED);
 }
 
+/* What a server does not serve it has no word of; and of what it serves by another descriptor, neither. */
+static void a_descriptor_that_is_not_the_spaces_is_refused(void **state)
+{
+	struct libuffd_watch_opts o;
+
+	up(state, 4, 0);
+	populate();
+	stage.v = uffd_with(wp_features(stage_kind(state)));
+	o = opts_of(&stage.m);
+	assert_int_equal(libuffd_watch_start(stage.v, &o, &watch.w), -EINVAL);
+	assert_null(watch.w);
+	/* Nothing was registered with it. */
+	start_watch(state);
+	poke(mem_page(&stage.m, 2), 1);
+	assert_int_equal(list(0), 1);
+}
+
+static atomic_int fetches, started_in_callback;
+
+static void fetch_and_start(void *ctx, const struct libuffd_request *req)
+{
+	struct libuffd_watch_opts o = opts_of(&stage.m);
+
+	(void)ctx;
+	o.flags = 0;
+	if (atomic_fetch_add(&fetches, 1) == 0)
+		atomic_store(&started_in_callback, libuffd_watch_start(stage.u, &o, &watch.w));
+	complete_right(stage.source[0], req);
+}
+
+/* What came of a start in a callback of a server with so many threads. */
+static int start_in_callback(void **state, uint32_t threads)
+{
+	struct libuffd_region r;
+
+	stage.opts.size = sizeof(stage.opts);
+	stage.opts.threads = threads;
+	stage_up(state, 1, MISSING | WP, 0);
+	watch.listed = calloc(1, sizeof(*watch.listed));
+	assert_non_null(watch.listed);
+	r = region_of(&stage.m, custom_source(fetch_and_start));
+	r.modes = MISSING | WP;
+	add_region(&r);
+	atomic_store(&fetches, 0);
+	atomic_store(&started_in_callback, 1);
+	turn_server();
+	expect_bytes(stage.m.addr, stage.data, stage.m.len);
+	return atomic_load(&started_in_callback);
+}
+
+/* It would wait for the other threads, one of which may wait for it. */
+static void a_callback_of_several_threads_cannot_start_one(void **state)
+{
+	struct libuffd_watch_opts o;
+
+	assert_int_equal(start_in_callback(state, 2), -EDEADLK);
+	assert_null(watch.w);
+	/* Nothing is left of it. */
+	o = opts_of(&stage.m);
+	o.flags = 0;
+	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch.w), 0);
+	poke(stage.m.addr, 1);
+	assert_int_equal(list(0), 1);
+}
+
+static void a_callback_of_one_thread_can(void **state)
+{
+	assert_int_equal(start_in_callback(state, 1), 0);
+	poke(stage.m.addr, 1);
+	assert_int_equal(list(0), 1);
+}
+
 static void a_descriptor_that_cannot_is_refused(void **state)
 {
 	struct libuffd_watch_opts o;
@@ -431,6 +503,9 @@ static const struct CMUnitTest tests[] = {
 	OF_SERVED(a_watch_unprotects_what_it_did_not_register),
 	OF_SERVED(two_that_overlap_are_refused),
 	OF_EVERY_WATCH(what_cannot_be_watched_is_refused),
+	OF_SERVED(a_descriptor_that_is_not_the_spaces_is_refused),
+	OF_ENGINES(a_callback_of_several_threads_cannot_start_one, MEM_ANON),
+	OF_ENGINES(a_callback_of_one_thread_can, MEM_ANON),
 	{ "a_descriptor_that_cannot_is_refused", a_descriptor_that_cannot_is_refused, NULL,
 	  watch_down, NULL },
 	OF_ENGINES(signals_instead_of_messages_are_refused, MEM_ANON),

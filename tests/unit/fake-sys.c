@@ -121,6 +121,8 @@ void sys_yield(void)
 
 void *sys_map_zeros(size_t len)
 {
+	if (fake.no_memory)
+		return NULL;
 	fake.mapped++;
 	return calloc(1, len);
 }

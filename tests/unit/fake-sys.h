@@ -44,6 +44,7 @@ struct fake {
 	unsigned int ioctls; /* calls so far */
 	unsigned int yields;
 	unsigned int waits; /* for a writable socket */
+	bool no_memory;	    /* for sys_map_zeros() */
 	int mapped;	    /* sys_map_zeros() without its sys_unmap() */
 	int open_fds;	    /* handed out by fake_fd() and not closed */
 	int closed[16];	    /* the first descriptors that were closed, in order */

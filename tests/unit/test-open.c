@@ -50,6 +50,8 @@ static int kernel_open(const char *path, int flags)
 			return kernel.way_error[LIBUFFD_WAY_DEVICE];
 		if (files[i].file == FILE_SYSCTL && !kernel.sysctl)
 			return -ENOENT; /* a kernel without userfaultfd */
+		if (files[i].file == FILE_STATUS && !kernel.status)
+			return -ENOENT;
 		fd = fake_fd();
 		file_of[fd] = files[i].file;
 		file_at[fd] = 0;
@@ -511,6 +513,11 @@ static void probe_cures(void **state)
 		{ 0, -ENOSYS, 1, NULL, "\nSeccomp:\t0\n", "", LIBUFFD_CURE_KERNEL },
 		{ 0, -ENOSYS, 1, "1\n", "\nSeccomp:\t2\n", "", LIBUFFD_CURE_SECCOMP },
 		{ 0, -EMFILE, 1, "1\n", "\nSeccomp:\t0\n", "", LIBUFFD_CURE_LIMIT },
+		/* nothing is known against it */
+		{ 0, -EIO, 1, "1\n", "\nSeccomp:\t0\n", "", 0 },
+		{ 1, -EIO, 1, "1\n", "\nSeccomp:\t0\n", "", 0 },
+		/* a /proc that does not tell, so that no filter is suspected */
+		{ 0, -EPERM, 0, "0\n", NULL, "", LIBUFFD_CURE_SYSCTL | LIBUFFD_CURE_CAPABILITY },
 		{ 1, -EACCES, 0, "0\n", "\nSeccomp:\t0\n", "", LIBUFFD_CURE_DEVICE_MODE },
 		{ 1, -EPERM, 0, "0\n", "\nSeccomp:\t0\n", "", LIBUFFD_CURE_DEVICE_CGROUP },
 		{ 1, -ENOENT, 0, "0\n", "\nSeccomp:\t0\n", "257 userfaultfd\n",
@@ -559,6 +566,10 @@ static void probe_finds_what_is_denied(void **state)
 	new_kernel(0x1ffff);
 	kernel.fork_denied = true;
 	assert_true(probe().denied == LIBUFFD_FEATURE_EVENT_FORK);
+	/* What the kernel has not is not denied. */
+	new_kernel(0x1ffff & ~LIBUFFD_FEATURE_EVENT_FORK);
+	kernel.fork_denied = true;
+	assert_true(probe().denied == 0);
 }
 
 static void probe_fills_as_much_as_the_caller_has(void **state)
@@ -604,7 +615,12 @@ static void every_bit_has_its_name(void **state)
 	assert_null(libuffd_ioctl_name(UINT64_C(1) << 0x0b));
 	assert_string_equal(libuffd_fault_name(LIBUFFD_FAULT_MINOR), "minor");
 	assert_string_equal(libuffd_page_name(LIBUFFD_PAGE_ACCESSED), "accessed");
+	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_FAULT), "fault");
+	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_FORK), "fork");
+	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_REMAP), "remap");
+	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_REMOVE), "remove");
 	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_UNMAP), "unmap");
+	assert_string_equal(libuffd_event_name(LIBUFFD_EVENT_MALFORMED), "malformed");
 	assert_null(libuffd_event_name(0x17));
 	for (uint64_t cure = LIBUFFD_CURE_SYSCTL; cure <= LIBUFFD_CURE_LIMIT; cure <<= 1)
 		assert_non_null(libuffd_cure_text(cure));

@@ -444,6 +444,28 @@ static void hugetlb_goes_by_huge_pages(void **state)
 	free(u);
 }
 
+/* The zeros of a huge page are mapped for it. Without memory for them the answer fails, and can be given again. */
+static void zeros_of_a_huge_page_want_memory(void **state)
+{
+	struct libuffd *u = model(LIBUFFD_FEATURE_WP_UNPOPULATED);
+	struct libuffd_answer a = answer(LIBUFFD_ANSWER_ZERO, 0, 8);
+	size_t done = 1;
+
+	(void)state;
+	mem_reset();
+	mem.unit = 8;
+	a.page_size = 8 * PAGE;
+	fake.no_memory = true;
+	assert_int_equal(libuffd_resolve(u, &a, &done), -ENOMEM);
+	assert_int_equal(done, 0);
+	assert_false(mem.page[0].present);
+	fake.no_memory = false;
+	assert_int_equal(libuffd_resolve(u, &a, &done), 0);
+	assert_int_equal(done, 8 * PAGE);
+	assert_true(mem.page[7].present);
+	free(u);
+}
+
 static void splits_at_mappings(void **state)
 {
 	struct libuffd *u = model(0);
@@ -965,6 +987,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(present_pages_are_passed_over_and_woken),
 	cmocka_unit_test(dontwake_wakes_nobody),
 	cmocka_unit_test(hugetlb_goes_by_huge_pages),
+	cmocka_unit_test(zeros_of_a_huge_page_want_memory),
 	cmocka_unit_test(splits_at_mappings),
 	cmocka_unit_test(gone_pages_end_it_and_wake_the_rest),
 	cmocka_unit_test(again_is_told_apart_from_failure),

@@ -91,6 +91,47 @@ static void open_finds_a_grown_struct(void **state)
 	assert_int_equal(fake.open_fds, 0);
 }
 
+/* Linked with --wrap=calloc. */
+static bool out_of_memory;
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+	return out_of_memory ? NULL : __real_calloc(n, size);
+}
+
+static void open_without_memory_opens_nothing(void **state)
+{
+	struct libuffd_scanner *s = (struct libuffd_scanner *)&kernel;
+
+	(void)state;
+	new_kernel();
+	out_of_memory = true;
+	assert_int_equal(libuffd_scan_open(0, &s), -ENOMEM);
+	assert_null(s);
+	out_of_memory = false;
+	assert_int_equal(fake.open_fds, 0);
+	assert_int_equal(libuffd_scan_open(0, &s), 0);
+	libuffd_scan_close(s);
+}
+
+/* The count that is returned is an int. */
+static void an_array_without_end_is_not_filled_beyond_an_int(void **state)
+{
+	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
+	struct libuffd_scan_range out[1];
+	struct libuffd_scanner *s;
+	uint64_t walked;
+
+	(void)state;
+	new_kernel();
+	kernel.walk_end = args.end = 0x2000;
+	assert_int_equal(libuffd_scan_open(0, &s), 0);
+	assert_int_equal(libuffd_scan(s, &args, out, SIZE_MAX / sizeof(*out), &walked), 0);
+	assert_true(kernel.asked.vec_len == INT32_MAX);
+	libuffd_scan_close(s);
+}
+
 static void open_passes_refusals_on(void **state)
 {
 	struct libuffd_scanner *s = (struct libuffd_scanner *)&kernel;
@@ -571,6 +612,8 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(open_learns_what_the_kernel_has),
 	cmocka_unit_test(open_finds_a_grown_struct),
 	cmocka_unit_test(open_passes_refusals_on),
+	cmocka_unit_test(open_without_memory_opens_nothing),
+	cmocka_unit_test(an_array_without_end_is_not_filled_beyond_an_int),
 	cmocka_unit_test(resuming_never_tells_twice),
 	cmocka_unit_test(what_was_taken_before_an_error_is_returned),
 	cmocka_unit_test(an_exited_process_is_not_an_idle_one),
