@@ -8,6 +8,7 @@
 #include <sys/un.h>
 
 #include "rig.h"
+#include "../kernel/calls.h"
 
 #define PAGES 64 /* of two regions of 32 */
 #define KEPT_MOST 16
@@ -295,6 +296,158 @@ static void a_machine_may_end_while_there_is_no_server(void **state)
 	expect_fds(fds);
 }
 
+/* ---- At any point ------------------------------------------------------------------------------------ */
+
+#define MANY 512 /* pages of each of two regions */
+#define MACHINES 3
+
+/* One of so many pages that there is time to die in. */
+static struct vmm *large_machine(void)
+{
+	struct vmm *v = vmm("version=1.12", "pages=512");
+
+	vmm_join(v);
+	supervise("keep");
+	expect_ok(v, "hang-up");
+	return v;
+}
+
+/* It answers when it has done so. */
+static void touch_all_later(struct vmm *v)
+{
+	fprintf(v->to, "touch 0 %d 2\n", 2 * MANY);
+	assert_int_equal(fflush(v->to), 0);
+}
+
+static unsigned int point_seed(void)
+{
+	unsigned int seed = (unsigned int)getpid();
+
+	printf("# seed: %u\n", seed);
+	return seed;
+}
+
+/* Whether any has yet to answer. */
+static bool any_at_work(struct vmm *const *v)
+{
+	for (size_t i = 0; i < MACHINES; i++) {
+		struct pollfd p = { .fd = fileno(v[i]->from), .events = POLLIN };
+
+		if (poll(&p, 1, 0) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Until it is somewhere in what is left to be done, or all is done: what a server that was killed had supplied, and
+ * not written down yet, no other counts.
+ */
+static void wait_for_any_point(struct vmm *const *v, unsigned int *seed)
+{
+	uint64_t now = figure_in(figures(), "pages_present"), most = 2 * MANY * MACHINES;
+	uint64_t point = now < most ? now + (uint64_t)rand_r(seed) % (most - now) : now;
+
+	while (any_at_work(v) && figure_in(figures(), "pages_present") < point)
+		pause_ms();
+}
+
+static void servers_are_killed_at_any_point_and_all_bytes_come(void **state)
+{
+	unsigned int seed = point_seed();
+	struct vmm *v[MACHINES];
+
+	(void)state;
+	memory_file("mem", 2 * MANY);
+	start_server();
+	for (size_t i = 0; i < MACHINES; i++) {
+		v[i] = large_machine();
+		/* What is gone by then must not come back, however many servers there are. */
+		expect_ok(v[i], "drop %zu 8", 64 + i);
+		expect_ok(v[i], "zeros %zu 8", 64 + i);
+		expect_ok(v[i], "forget");
+		fprintf(v[i]->to, "touch 80 %d 2\n", 2 * MANY - 80);
+		assert_int_equal(fflush(v[i]->to), 0);
+	}
+	for (size_t kills = rig_often(12, 3); kills; kills--) {
+		wait_for_any_point(v, &seed);
+		lose_server(SIGKILL, 128 + SIGKILL);
+		start_server();
+	}
+	for (size_t i = 0; i < MACHINES; i++) {
+		/* The answers to what it was told before, and then to these. */
+		for (int k = 0; k < 3; k++)
+			assert_string_equal(k ? tell(v[i], "zeros %zu 8", 64 + i)
+					      : tell(v[i], "touch 0 64 2"),
+					    "ok");
+	}
+	assert_int_equal(nkept, MACHINES);
+}
+
+static uint64_t server_rss(void)
+{
+	char path[64], line[256];
+	uint64_t kib = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)rig_server.pid);
+	f = fopen(path, "r");
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (!strncmp(line, "RssAnon:", 8))
+			kib = strtoull(line + 8, NULL, 10);
+	fclose(f);
+	return kib;
+}
+
+/* The last that was started is the first to go: there is room for any number, one after the other. */
+static void machines_live_and_die(unsigned int *seed)
+{
+	struct vmm *v[MACHINES];
+	size_t dies = 1 + (size_t)rand_r(seed) % (MACHINES - 1);
+
+	for (size_t i = 0; i < MACHINES; i++)
+		v[i] = large_machine();
+	for (size_t i = 0; i < MACHINES; i++)
+		touch_all_later(v[i]);
+	wait_for_any_point(v, seed);
+	for (size_t i = MACHINES - dies; i < MACHINES; i++)
+		vmm_kill(v[i]);
+	for (size_t i = 0; i < MACHINES - dies; i++) {
+		assert_string_equal(tell(v[i], "touch 0 %d 1", 2 * MANY), "ok");
+		vmm_kill(v[i]);
+	}
+	for (size_t i = MACHINES; i--;) {
+		supervise("drop");
+		vmm_gone(v[i]);
+	}
+	assert_int_equal(nkept, 0);
+}
+
+static void machines_are_killed_at_any_point_and_leave_nothing(void **state)
+{
+	unsigned int seed = point_seed();
+	size_t fds, threads;
+	uint64_t kib;
+
+	(void)state;
+	memory_file("mem", 2 * MANY);
+	start_server();
+	/* What it needs once is there then. */
+	for (int i = 0; i < 2; i++)
+		machines_live_and_die(&seed);
+	fds = server_fds();
+	threads = server_threads();
+	kib = server_rss();
+	for (size_t n = rig_often(10, 2); n; n--)
+		machines_live_and_die(&seed);
+	expect_fds(fds);
+	assert_int_equal(server_threads(), threads);
+	/* A machine has 4 MiB: half of one is less than what any of them would leave. */
+	if (!UNDER_SANITIZER)
+		assert_in_range(server_rss(), 0, kib + 2048);
+}
+
 /* ---- What should not come ------------------------------------------------------------------------------ */
 
 /* Another file is not what the machine had; the right one will do. */
@@ -459,6 +612,8 @@ static const struct CMUnitTest tests[] = {
 	KEEP(what_is_given_back_to_nobody_does_not_come_back),
 	KEEP(servers_may_end_in_good_order),
 	KEEP(a_machine_that_is_complete_needs_no_server),
+	KEEP(servers_are_killed_at_any_point_and_all_bytes_come),
+	KEEP(machines_are_killed_at_any_point_and_leave_nothing),
 	KEEP(a_machine_that_ends_is_dropped),
 	KEEP(a_machine_may_end_while_there_is_no_server),
 	KEEP(another_memory_is_not_taken_for_the_machines),
