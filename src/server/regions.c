@@ -957,6 +957,8 @@ static void clone_pieces(const struct srv_map *from, struct srv_map *to, const s
 		struct twin key, *found;
 
 		*s = from->seg[i];
+		/* What the fork had copied by then is registered with the child still. */
+		s->left = false;
 		if (!s->pages)
 			continue;
 		key.from = s->pages;

@@ -2716,6 +2716,38 @@ static void a_complete_region_leaves_each_piece_once(void **unused)
 	end_calm();
 }
 
+static struct fk_mutator *forked_meanwhile;
+
+/* It had copied all of this before. */
+static void forks_before_that(struct fk_mm *mm)
+{
+	if (forked_meanwhile)
+		return;
+	forked_meanwhile = forks_one(mm);
+	for (unsigned int i = 10; i < 14; i++) {
+		forked_meanwhile->child->page[i].missing = true;
+		forked_meanwhile->child->page[i].law = LAW_SOURCE;
+	}
+}
+
+/* Its memory is registered still, whatever its parent's is by the time that the fork is told. */
+static void a_complete_region_leaves_the_child_too(void **unused)
+{
+	struct fk_mm *mm = begin_calm("the_child_too"), *child;
+
+	(void)unused;
+	m.s->regions->cfg.flags |= LIBUFFD_REGION_UNREGISTER;
+	forked_meanwhile = NULL;
+	fk.unregistered = forks_before_that;
+	sees_all(mm, 10, 4);
+	pass_time();
+	must(forked_meanwhile && !mm->page[10].missing, "it has not left");
+	child = tell(mm, forked_meanwhile);
+	pass_time();
+	must(!child->page[10].missing, "it is forgotten, and registered still");
+	end_calm();
+}
+
 /* ---- One thing at a time: shared memory --------------------------------------------------------------- */
 
 /* As moves(), and the old place stays mapped, with the same file. */
@@ -2947,6 +2979,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(zeros_that_come_late_take_no_poison_back),
 		cmocka_unit_test(a_refused_move_stops_no_other),
 		cmocka_unit_test(a_complete_region_leaves_each_piece_once),
+		cmocka_unit_test(a_complete_region_leaves_the_child_too),
 		cmocka_unit_test(both_places_of_a_file_are_served),
 		cmocka_unit_test(a_file_is_served_where_it_is_left),
 		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
