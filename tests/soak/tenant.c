@@ -170,8 +170,9 @@ static void tell_wrong(const char *when, size_t i, int sig)
 
 	if (!sig)
 		found = wrong_word(atomic_load(&t.at) + i * t.page, want, &word);
-	wrong("slot %u, memory %u, source %u, depth %u, %s: page %zu of %zu, at %p, is not %#llx: signal %d, word %zu %#llx, not %#llx%s",
-	      t.plan.slot, t.plan.kind, t.plan.source, t.depth, when, i, atomic_load(&t.pages),
+	wrong("slot %u, memory %u, source %u%s%s, depth %u, %s: page %zu of %zu, at %p, is not %#llx: signal %d, word %zu %#llx, not %#llx%s",
+	      t.plan.slot, t.plan.kind, t.plan.source, t.plan.unregisters ? ", unregisters" : "",
+	      t.plan.doomed ? ", doomed" : "", t.depth, when, i, atomic_load(&t.pages),
 	      (void *)(atomic_load(&t.at) + i * t.page), (unsigned long long)want, sig, word,
 	      (unsigned long long)found, (unsigned long long)expected(want, word), last_changes());
 }
