@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Option structs of the server, of any size and content, in any order of calls, against a core that answers
+ * Option structs of the server, and of what stands beside it, of any size and content, in any order of calls, against a core that answers
  * from the fuzzer's bytes. Each struct lies in memory of exactly its size; what is copied from is looked
  * at, from its first byte to its last. What a struct must be refused for is said here once more, by the words
  * of the header. No descriptor may stay open, and no source be kept.
@@ -10,6 +10,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include <uffd/snapshot.h>
+#include <uffd/watch.h>
+#include <uffd/workingset.h>
 
 #include "srv.h"
 
@@ -135,8 +139,10 @@ void libuffd_close(struct libuffd *u)
 {
 	if (!u)
 		return;
-	(void)u;
-	abort(); /* nothing was forked */
+	for (unsigned int i = 0; i < SPACES; i++)
+		require(u != &uffds[i]); /* they are the caller's, and nothing was forked */
+	close(u->fd);
+	free(u);
 }
 
 /* Whose memory a userfaultfd is about is guessed then. */
@@ -149,10 +155,15 @@ int libuffd_open(const struct libuffd_open_opts *opts, struct libuffd **out)
 
 int libuffd_adopt(int fd, const struct libuffd_open_opts *opts, struct libuffd **out)
 {
-	(void)fd;
 	(void)opts;
-	(void)out;
-	abort();
+	*out = NULL;
+	if (next_byte() & 1)
+		return -EMFILE;
+	/* A snapshot has one of its own, which it closes. */
+	*out = calloc(1, sizeof(**out));
+	require(*out != NULL);
+	(*out)->fd = fd;
+	return 0;
 }
 
 int libuffd_decode(const void *msg, size_t len, struct libuffd_event *out)
@@ -272,6 +283,77 @@ int libuffd_sigbus(const struct libuffd *u, const struct libuffd_answer *a, size
 	require(address - a->start < a->len);
 	require(window >= a->page_size && !(window & (window - 1)));
 	return any_answer(1, &done) < 0 ? -ENOENT : 1;
+}
+
+int libuffd_zeropage(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags,
+		     size_t *done)
+{
+	(void)u;
+	(void)dst;
+	(void)flags;
+	require(len != 0);
+	return any_answer(len, done);
+}
+
+int libuffd_rwprotect(const struct libuffd *u, uint64_t start, size_t len, uint64_t flags)
+{
+	size_t done;
+
+	(void)u;
+	(void)flags;
+	require(len && start + (len - 1) >= start);
+	return any_answer(len, &done);
+}
+
+int libuffd_set_mode(const struct libuffd *u, uint64_t enable, uint64_t disable)
+{
+	(void)u;
+	require(!(enable & disable));
+	return next_byte() & 1 ? -ESRCH : 0;
+}
+
+struct libuffd_scanner {
+	uint64_t categories;
+};
+
+int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
+{
+	require(pid >= 0);
+	*out = NULL;
+	if (next_byte() & 1)
+		return -ENOTTY;
+	*out = calloc(1, sizeof(**out));
+	require(*out != NULL);
+	(*out)->categories = next_byte() & 1 ? 0 : UINT64_MAX;
+	return 0;
+}
+
+uint64_t libuffd_scan_categories(const struct libuffd_scanner *s)
+{
+	return s ? s->categories : 0;
+}
+
+/* One range somewhere in it, and perhaps not all of it has been looked at. */
+int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *args,
+		 struct libuffd_scan_range *out, size_t cap, uint64_t *walked)
+{
+	uint64_t page = (uint64_t)getpagesize(), n = (args->end - args->start) / page;
+	uint8_t b = next_byte();
+
+	require(s && args->size == sizeof(*args) && args->start <= args->end);
+	*walked = args->start;
+	if (b >= 250)
+		return -ESRCH;
+	*walked = b & 1 || !n ? args->end : args->start + (1 + b % n) * page;
+	if (!cap || !(b & 2) || *walked == args->start)
+		return 0;
+	out[0] = (struct libuffd_scan_range){ args->start, *walked, UINT64_MAX };
+	return 1;
+}
+
+void libuffd_scan_close(struct libuffd_scanner *s)
+{
+	free(s);
 }
 
 /* ---- An engine that has nothing to tell ------------------------------------------------------------ */
@@ -598,10 +680,158 @@ static void call_small(void)
 	}
 }
 
+/* ---- What stands beside the server: watches, working sets, snapshots ---------------------------------- */
+
+static bool bad_range(uint64_t start, uint64_t len, uint64_t page_size)
+{
+	uint64_t page = page_size ? page_size : (uint64_t)getpagesize();
+
+	return page & (page - 1) || page < (uint64_t)getpagesize() || !len ||
+	       (start | len) & (page - 1) || start + len < start;
+}
+
+static void call_watch(void)
+{
+	struct libuffd *u = &uffds[next_byte() % SPACES];
+	struct libuffd_watch_opts *opts = take_struct(), known;
+	struct libuffd_scan_range out[4];
+	struct libuffd_watch *w = NULL;
+	uint64_t walked = 0;
+	int want, ret;
+
+	if (opts->size >= sizeof(*opts)) {
+		/* It would be read through, page by page. */
+		opts->len &= 0xfffff;
+		opts->pid &= 1;
+		opts->pid = -opts->pid;
+		opts->space &= 3;
+		opts->server_space = 0;
+		opts->server = opts->space & 1 ? server : NULL;
+	}
+	want = sized(&known, sizeof(known), opts);
+	if (want == 0 && (known.flags & ~LIBUFFD_WATCH_REGISTER || known.mechanism > 2 ||
+			  known.pid < 0 || bad_range(known.start, known.len, known.page_size)))
+		want = -EINVAL;
+	ret = libuffd_watch_start(u, opts, &w);
+	free(opts);
+	require(want ? ret == want : ret <= 0);
+	require((ret == 0) == (w != NULL));
+	if (ret < 0)
+		return;
+	ret = libuffd_watch_mechanism(w);
+	require(ret == LIBUFFD_WATCH_ASYNC || ret == LIBUFFD_WATCH_SYNC);
+	require(libuffd_watch_get(w, known.start, known.start + known.len, 2, out, 4, &walked) ==
+		-EINVAL);
+	ret = libuffd_watch_get(w, known.start, known.start + known.len, next_byte() & 1, out, 4,
+				&walked);
+	require(ret <= 4 && walked >= known.start && walked <= known.start + known.len);
+	libuffd_watch_stop(w);
+}
+
+static void call_workingset(void)
+{
+	struct libuffd *u = &uffds[next_byte() % SPACES];
+	struct libuffd_workingset_opts *opts = take_struct(), known;
+	struct libuffd_workingset_area *area = take_struct(), k;
+	struct libuffd_workingset_range out[4];
+	struct libuffd_workingset *ws = NULL;
+	uint64_t walked = 0;
+	int want = sized(&known, sizeof(known), opts), ret;
+
+	ret = libuffd_workingset_open(u, opts, &ws);
+	free(opts);
+	if (want == 0 && (known.flags || known.reserved || known.pid < 0))
+		want = -EINVAL;
+	require(want ? ret == want : ret <= 0);
+	require((ret == 0) == (ws != NULL));
+	if (area->size >= sizeof(*area))
+		area->len &= 0xffffff;
+	want = sized(&k, sizeof(k), area);
+	if (want == 0 &&
+	    (k.flags & ~LIBUFFD_WORKINGSET_SWAPPED || bad_range(k.start, k.len, k.page_size)))
+		want = -EINVAL;
+	for (unsigned int i = 0; ws && i < 3; i++) {
+		ret = i == 0   ? libuffd_workingset_arm(ws, area, k.start, &walked)
+		      : i == 1 ? libuffd_workingset_hot(ws, area, k.start, out, 4, &walked)
+			       : libuffd_workingset_cold(ws, area, k.start, out, 4, &walked);
+		require(want ? ret == want : ret <= 4);
+		require(want || (walked >= k.start && walked <= k.start + k.len));
+	}
+	if (ws && next_byte() & 1)
+		libuffd_workingset_freeze(ws);
+	libuffd_workingset_close(ws);
+	free(area);
+}
+
+static int piece(void *ctx, const struct libuffd_snapshot_piece *p)
+{
+	(void)ctx;
+	(void)p;
+	abort(); /* it is not run */
+}
+
+/* Arrays of exactly their length, so that the sanitizer sees; small, since it has a place for each page. */
+static void *take_array(size_t n, size_t each)
+{
+	uint8_t *p = calloc(n ? n : 1, each);
+	size_t len = left < n * each ? left : n * each;
+
+	require(p != NULL);
+	memcpy(p, bytes, len);
+	bytes += len;
+	left -= len;
+	return p;
+}
+
+static void call_snapshot(void)
+{
+	struct libuffd_snapshot_opts *opts = take_struct(), known;
+	size_t n = next_byte() % 4, nchanged = next_byte() % 4;
+	struct libuffd_snapshot_info *info = take_struct();
+	struct libuffd_snapshot_range *ranges = take_array(n, sizeof(*ranges));
+	struct libuffd_scan_range *changed = take_array(nchanged, sizeof(*changed));
+	struct libuffd_snapshot *snap = NULL;
+	uint8_t b = next_byte();
+	uint32_t size = info->size;
+	int want, ret;
+
+	for (size_t i = 0; i < n; i++)
+		ranges[i].len &= 0xffffff;
+	if (opts->size >= sizeof(*opts)) {
+		opts->ranges_space = opts->changed_space = opts->path_space = opts->piece_space = 0;
+		opts->nranges = (uint32_t)n;
+		opts->ranges = ranges;
+		opts->nchanged = nchanged;
+		opts->changed = changed;
+		opts->path = b & 1 ? "image" : NULL;
+		opts->piece = b & 2 ? piece : NULL;
+		opts->memory &= 0xffffff;
+		opts->space &= 3;
+		opts->pid = b & 4 ? opts->pid & INT32_MIN : 0;
+	}
+	want = sized(&known, sizeof(known), opts);
+	if (want == 0 && (known.flags & ~3u || !n || !known.path == !known.piece || known.pid < 0))
+		want = -EINVAL;
+	ret = libuffd_snapshot_new(server, opts, &snap);
+	require(want ? ret == want : ret <= 0);
+	require((ret == 0) == (snap != NULL));
+	if (ret == 0) {
+		ret = libuffd_snapshot_progress(snap, info);
+		require(info->size == size && (ret == 0 || ret == -EINVAL));
+		libuffd_snapshot_cancel(snap);
+	}
+	libuffd_snapshot_free(snap);
+	free(opts);
+	free(info);
+	free(ranges);
+	free(changed);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static void (*const calls[])(void) = { call_attach, call_add_region, call_fill, call_stats,
-					       call_small };
+	static void (*const calls[])(void) = { call_attach,	call_add_region, call_fill,
+					       call_stats,	call_small,	 call_watch,
+					       call_workingset, call_snapshot };
 	int lowest = dup(0);
 
 	close(lowest);
@@ -612,7 +842,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	require(alias != NULL);
 	for (unsigned int i = 0; i < SPACES; i++) {
 		uffds[i].fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-		uffds[i].features = (uint64_t)next_byte() << (i ? 0 : 7);
+		/* All that there are, between them. */
+		uffds[i].features = (uint64_t)next_byte() << (i == 0 ? 7 : i == 1 ? 0 : 11);
 	}
 	make_sources();
 	if (make_server()) {
