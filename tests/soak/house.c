@@ -16,7 +16,7 @@
 
 #define WARM 2 /* first times that all was quiet: not yet like later ones */
 #define LATEST 2
-#define STACK (512 << 10)
+#define STACK (UNDER_SANITIZER ? 8 << 20 : 512 << 10)
 #define GENERATIONS_MORE 400 /* that are waited for what has not happened yet */
 #define STUCK_SECONDS 900
 
