@@ -362,13 +362,23 @@ static void wait_for_all(void)
 	} while (!all && !atomic_load(&board->is_wrong));
 }
 
+static bool holds(const struct slot *s)
+{
+	bool does;
+
+	pthread_mutex_lock(&house.lock);
+	does = s->state == HOLDS;
+	pthread_mutex_unlock(&house.lock);
+	return does;
+}
+
 static void serve_holders(void)
 {
 	for (size_t i = 0; i < SLOTS; i++) {
 		struct slot *s = &house.slot[i];
 		int ret;
 
-		if (s->state != HOLDS)
+		if (!holds(s))
 			continue;
 		ret = host_serve(s);
 		if (ret < 0)
