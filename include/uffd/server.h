@@ -83,7 +83,8 @@ struct libuffd_notice {
 
 /* Where the server's own threads run. */
 #define LIBUFFD_PLACE_DEFAULT 0 /* where the scheduler likes */
-#define LIBUFFD_PLACE_SPREAD 1	/* each on a CPU of its own, of those that new() was called on */
+#define LIBUFFD_PLACE_SPREAD 1	/* each on a CPU of its own, of those that start() may run on */
+#define LIBUFFD_PLACE_HERE 2	/* all on the one that start() is called on */
 
 struct libuffd_server_opts {
 	uint32_t size;

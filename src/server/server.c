@@ -458,7 +458,7 @@ static const struct srv_engine_ops *const engines[] = {
 static int check_opts(struct libuffd_server_opts *o)
 {
 	if (o->flags || o->reserved || o->engine > LIBUFFD_ENGINE_POLL ||
-	    o->placement > LIBUFFD_PLACE_SPREAD || o->threads > MOST_THREADS ||
+	    o->placement > LIBUFFD_PLACE_HERE || o->threads > MOST_THREADS ||
 	    o->depth > MOST_DEPTH || o->workers > MOST_WORKERS)
 		return -EINVAL;
 	if (!o->depth)

@@ -23,15 +23,15 @@ static int nth_cpu(const cpu_set_t *allowed, unsigned int n)
 }
 
 /* Failing to place a thread, on a CPU that is no more, costs speed alone. */
-static void place(const struct libuffd_server *s, const struct srv_loop *loop)
+static void place(const struct libuffd_server *s, const struct srv_loop *loop, int here)
 {
 	cpu_set_t allowed, one;
 	int cpu;
 
-	if (s->opts.placement != LIBUFFD_PLACE_SPREAD ||
+	if (s->opts.placement == LIBUFFD_PLACE_DEFAULT ||
 	    sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
 		return;
-	cpu = nth_cpu(&allowed, loop->index);
+	cpu = s->opts.placement == LIBUFFD_PLACE_HERE ? here : nth_cpu(&allowed, loop->index);
 	if (cpu < 0)
 		return;
 	CPU_ZERO(&one);
@@ -54,14 +54,14 @@ static void *begin(void *arg)
 	return muster == SRV_OPEN ? srv_loop_thread(loop) : NULL;
 }
 
-static int start_one(struct libuffd_server *s, struct srv_loop *loop)
+static int start_one(struct libuffd_server *s, struct srv_loop *loop, int here)
 {
 	char name[16];
 	int ret = pthread_create(&loop->handle, NULL, begin, loop);
 
 	if (ret)
 		return -ret;
-	place(s, loop);
+	place(s, loop, here);
 	snprintf(name, sizeof(name), "uffd/%u", loop->index);
 	pthread_setname_np(loop->handle, name);
 	return 0;
@@ -80,15 +80,15 @@ static void set_muster(struct libuffd_server *s, enum srv_muster muster)
 int srv_threads_start(struct libuffd_server *s)
 {
 	sigset_t all, before;
+	int ret = 0, here = sched_getcpu();
 	unsigned int i = 0;
-	int ret = 0;
 
 	set_muster(s, SRV_SHUT);
 	/* Signals are for the program's own threads. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	while (i < s->nloops && ret == 0) {
-		ret = start_one(s, &s->loops[i]);
+		ret = start_one(s, &s->loops[i], here);
 		if (ret == 0)
 			i++;
 	}

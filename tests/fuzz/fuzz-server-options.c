@@ -507,7 +507,7 @@ static void drop_sources(void)
 
 static int server_opts_want(const struct libuffd_server_opts *o)
 {
-	if (o->flags || o->reserved || o->engine > 2 || o->placement > 1 || o->threads > 256 ||
+	if (o->flags || o->reserved || o->engine > 2 || o->placement > 2 || o->threads > 256 ||
 	    o->depth > 4096 || o->workers > 256)
 		return -EINVAL;
 	return 0;

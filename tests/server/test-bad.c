@@ -40,7 +40,7 @@ static void odd_options_make_no_server(void **state)
 	o.engine = 3;
 	expect_no_server(&o, -EINVAL);
 	o = init;
-	o.placement = 2;
+	o.placement = 3;
 	expect_no_server(&o, -EINVAL);
 	o = init;
 	o.threads = 257;

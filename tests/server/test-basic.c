@@ -53,6 +53,66 @@ static void a_running_server_serves_until_it_is_stopped(void **state)
 	assert_int_equal(libuffd_server_run(stage.s), 0);
 }
 
+/* Where the server's own threads may run: how many there are, and all of their CPUs. */
+static unsigned int places(cpu_set_t *all)
+{
+	DIR *dir = opendir("/proc/self/task");
+	struct dirent *e;
+	unsigned int n = 0;
+
+	assert_non_null(dir);
+	CPU_ZERO(all);
+	while ((e = readdir(dir))) {
+		char path[300], name[16] = "";
+		cpu_set_t one;
+		int fd;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", e->d_name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		if (read(fd, name, sizeof(name) - 1) > 0 && !strncmp(name, "uffd/", 5)) {
+			assert_int_equal(sched_getaffinity(atoi(e->d_name), sizeof(one), &one), 0);
+			CPU_OR(all, all, &one);
+			n++;
+		}
+		close(fd);
+	}
+	closedir(dir);
+	return n;
+}
+
+static void start_placed(void **state, uint32_t placement)
+{
+	static const struct libuffd_server_opts init = LIBUFFD_SERVER_OPTS_INIT;
+
+	stage.opts = init;
+	stage.opts.threads = 2;
+	stage.opts.placement = placement;
+	stage_up(state, 1, MISSING, 0);
+	turn_server();
+}
+
+static void own_threads_run_where_they_are_wanted(void **state)
+{
+	cpu_set_t mine, one, theirs;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(mine), &mine), 0);
+	start_placed(state, LIBUFFD_PLACE_DEFAULT);
+	assert_int_equal(places(&theirs), 2);
+	assert_true(CPU_EQUAL(&theirs, &mine));
+	stage_down(state);
+	start_placed(state, LIBUFFD_PLACE_SPREAD);
+	assert_int_equal(places(&theirs), 2);
+	assert_int_equal(CPU_COUNT(&theirs), CPU_COUNT(&mine) > 1 ? 2 : 1);
+	stage_down(state);
+	start_placed(state, LIBUFFD_PLACE_HERE);
+	assert_int_equal(places(&theirs), 2);
+	assert_int_equal(CPU_COUNT(&theirs), 1);
+	CPU_AND(&one, &theirs, &mine);
+	assert_true(CPU_EQUAL(&one, &theirs));
+}
+
 static void own_threads_serve_whoever_comes(void **state)
 {
 	size_t pages = stage_pages(state);
@@ -1737,6 +1797,7 @@ static void a_fault_is_answered_in_the_thread_that_took_it(void **state)
 static const struct CMUnitTest tests[] = {
 	OF_ALL(stepping_by_hand_serves_every_page),
 	OF_ALL(a_running_server_serves_until_it_is_stopped),
+	OF_ENGINES(own_threads_run_where_they_are_wanted, MEM_ANON),
 	OF_ALL(own_threads_serve_whoever_comes),
 	OF_ENGINES(threads_are_spread_over_the_cpus, MEM_ANON),
 	cmocka_unit_test_teardown(the_engine_is_a_ring_where_there_are_rings, stage_down),
