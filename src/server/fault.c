@@ -733,7 +733,7 @@ static void work_ports(struct srv_loop *loop)
 {
 	struct srv_port *port = port_ref(loop->ports), *next;
 	bool wanted = atomic_load_explicit(&loop->wanted, memory_order_relaxed) &&
-		      atomic_exchange(&loop->wanted, false);
+		      atomic_exchange(&loop->wanted, 0);
 
 	while (port) {
 		if (port->muted <= loop->now)

@@ -182,7 +182,7 @@ static void ask(struct libuffd_snapshot *snap, uint64_t start, uint64_t end)
 	pthread_mutex_lock(&snap->lock);
 	snap->want = (struct libuffd_span){ start, end };
 	pthread_mutex_unlock(&snap->lock);
-	atomic_store(&loop->wanted, true);
+	atomic_store(&loop->wanted, 1);
 	loop->ops->kick(loop->engine);
 }
 

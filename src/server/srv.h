@@ -890,8 +890,7 @@ struct srv_loop {
 	struct srv_post *inbox, **inbox_end;
 	_Atomic uint64_t turns; /* that have ended */
 	atomic_bool posted;
-	atomic_bool
-		wanted; /* a snapshot in a space that is read here wants something from sources */
+	atomic_int wanted; /* a snapshot in a space read here wants something from sources */
 
 	pthread_t handle; /* of an own thread, for who started it */
 	pthread_t thread; /* that turns it */
