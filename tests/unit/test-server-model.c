@@ -379,46 +379,15 @@ static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
 	return seg && seg->grows;
 }
 
-/* What nothing tells of is nobody's, and so is what mremap adds to it. */
-static bool is_taken_for_nobodys(const struct fk_mm *mm, const struct fk_page *p)
-{
-	const struct srv_space *sp = space_of(mm);
-	uint64_t at = fk_address((unsigned int)(p - mm->page));
-	const struct srv_seg *seg;
-
-	if (!sp || !p->tail)
-		return false;
-	seg = srv_map_find(&sp->map, at);
-	if (!seg)
-		seg = srv_map_before(&sp->map, at);
-	return seg && seg->nobodys;
-}
-
-static struct fk_page *next_sharer(const struct fk_page *p, struct fk_mm **mm, unsigned int *slot);
-
-/* Where one has poison the others must not read zeros. */
-static bool is_refused(const struct fk_page *p)
-{
-	struct fk_mm *mm = fk.mms;
-	unsigned int slot = 0;
-	struct fk_page *q;
-
-	while ((q = next_sharer(p, &mm, &slot)))
-		if (q->may_poison)
-			return true;
-	return p->may_poison;
-}
-
 static bool may_poison(const struct fk_mm *mm, const struct fk_page *p)
 {
 	struct region *r = region_of(p);
 
-	if (is_refused(p))
+	if (p->may_poison)
 		return true;
 	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
 		return m.failed[r->source][p->from] || (r->source == CUSTOM && m.lost[p->from]);
-	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE || is_taken_for_nobodys(mm, p)) &&
-	       !mm->unknown_waits;
+	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && !mm->unknown_waits;
 }
 
 /* What is dropped of a file is so for all who have it mapped, in whatever process. NULL at the end. */
@@ -654,56 +623,6 @@ static bool run_mutators(unsigned int percent)
 	return any;
 }
 
-/* What is added there would be taken for what is told to go: the server waits with it until that has been. */
-static bool is_given(const struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
-		const struct fk_mutator *mu = &mm->mutator[i];
-
-		if (mu->state != FK_IDLE && mu->given < first + n && mu->given_end > first)
-			return true;
-	}
-	return false;
-}
-
-/* Something of it the server knows, or it is what mremap has added to that. */
-static bool can_be_given(const struct fk_mm *mm, unsigned int first, unsigned int end)
-{
-	for (unsigned int i = first; i < end; i++) {
-		const struct fk_page *p = &mm->page[i];
-
-		if (!p->vma || !p->region || p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
-		    (p->tail && (!i || p[-1].vma != p->vma)))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Others may take this place at once. What is left of the mappings that it was cut from nobody touches before the
- * system call has returned. False: somebody does already.
- */
-static bool give_away(struct fk_mm *mm, struct fk_mutator *mu, unsigned int first, unsigned int end)
-{
-	unsigned int from = first, to = end;
-
-	while (from && mm->page[from - 1].vma && mm->page[from - 1].vma == mm->page[first].vma)
-		from--;
-	while (to < FK_SLOTS && mm->page[to].vma && mm->page[to].vma == mm->page[end - 1].vma)
-		to++;
-	if (fk_is_busy(mm, from, to - from) || !can_be_given(mm, from, to) ||
-	    srv_is_heir(&space_of(mm)->heir))
-		return false;
-	for (unsigned int i = 0; i < FK_MUTATORS; i++)
-		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].child)
-			return false;
-	fk_mark_busy(mm, mu, from, first - from);
-	fk_mark_busy(mm, mu, end, to - end);
-	mu->given = first;
-	mu->given_end = end;
-	return true;
-}
-
 /* The first event of a system call that a fork at this moment can be told before. */
 static unsigned int untold(const struct fk_mutator *mu)
 {
@@ -831,27 +750,21 @@ static void op_unmap(void)
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first = (unsigned int)rnd(FK_SLOTS), n = 1 + (unsigned int)rnd(8);
-	bool tells, given;
+	bool tells;
 
 	if (!mu)
 		return;
 	if (n > FK_SLOTS - first)
 		n = FK_SLOTS - first;
-	/* Nobody unmaps what another thread has given away. */
-	if (fk_is_busy(mm, first, n) || fork_lingers(mm) || is_given(mm, first, n))
+	if (fk_is_busy(mm, first, n) || fork_lingers(mm))
 		return;
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
+	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
 	tells = fk_registered(mm, first, n);
-	given = mu->n && chance(30) && give_away(mm, mu, first, first + n);
-	trace("mm %u unmaps %u to %u%s", mm->id, first, first + n, given ? ", late" : "");
 	unmap(mm, first, first + n);
-	if (!given)
-		fk_mark_busy(mm, mu, first, n);
-	if (given)
-		linger(mm, mu);
-	else
-		fk_mutate(mm, mu);
+	fk_mark_busy(mm, mu, first, n);
+	fk_mutate(mm, mu);
 	/* The server cannot know; what came there next it would take for what was there before. */
 	for (unsigned int i = first; i < first + n && tells && !mu->n; i++)
 		mm->page[i].busy = UINT8_MAX;
@@ -904,8 +817,7 @@ static void op_grow(void)
 		return;
 	trace("mm %u grows %u to %u", mm->id, first, end);
 	for (unsigned int n = 1 + (unsigned int)rnd(3); n && end < FK_SLOTS; n--, end++) {
-		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end) ||
-		    is_given(mm, end, 1))
+		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end))
 			return;
 		grow(mm, end);
 	}
@@ -985,7 +897,7 @@ static void op_move(void)
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first, end, start, n, len, to, kept;
-	bool leaves = chance(15), tells, plain, given;
+	bool leaves = chance(15), tells, plain;
 	struct fk_page moved[FK_SLOTS];
 	int at;
 
@@ -1006,15 +918,10 @@ static void op_move(void)
 	if (at < 0 || !fk_is_registered(&mm->page[start]))
 		return;
 	to = (unsigned int)at;
-	if (is_given(mm, to, len) && fk_registered(mm, to, len))
-		return;
 	kept = len < n ? len : n;
 	tells = mm->features & LIBUFFD_FEATURE_EVENT_UNMAP;
-	given = tells && !leaves && chance(20) && give_away(mm, mu, start, start + n);
 	trace("mm %u moves %u to %u, to %u, length %u%s", mm->id, start, start + n, to, len,
-	      leaves  ? ", leaves the old"
-	      : given ? ", late"
-		      : "");
+	      leaves ? ", leaves the old" : "");
 	if (fk_registered(mm, to, len) && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(to), fk_address(to + len), 0);
 	unmap(mm, to, to + len);
@@ -1054,12 +961,11 @@ static void op_move(void)
 	if (!leaves && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(start), fk_address(start + kept),
 			     0);
-	if (!given)
-		fk_mark_busy(mm, mu, start, n);
+	fk_mark_busy(mm, mu, start, n);
 	fk_mark_busy(mm, mu, to, len);
 	m.moved = true;
 	leave_children_alone(mm, start, kept, to, len);
-	if (given || (plain && chance(20)))
+	if (plain && chance(20))
 		linger(mm, mu);
 	else
 		fk_mutate(mm, mu);
@@ -1074,7 +980,7 @@ static bool may_fork(const struct fk_mm *mm)
 	const struct srv_space *sp = space_of(mm);
 
 	/* Nor is it tried here with what is not known of the parent. */
-	if ((sp && srv_is_heir(&sp->heir)) || is_given(mm, 0, FK_SLOTS))
+	if (sp && srv_is_heir(&sp->heir))
 		return false;
 	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
 		const struct fk_mutator *mu = &mm->mutator[i];
@@ -1275,7 +1181,7 @@ static void map_and_add(struct fk_mm *mm)
 	if (m.features & LIBUFFD_FEATURE_MOVE && chance(50))
 		n = (n + MOVED_PAGES - 1) & ~(MOVED_PAGES - 1);
 	at = place(mm, n, FK_SLOTS, 0, true);
-	if (at < 0 || m.nregions >= REGIONS || is_given(mm, (unsigned int)at, n))
+	if (at < 0 || m.nregions >= REGIONS)
 		return;
 	mm->last_vma++;
 	locked = chance(20);
@@ -1299,8 +1205,7 @@ static void cover(struct fk_mm *mm)
 			end++;
 		/* What there is in a file from before would be taken for what it lacks. */
 		if (p->vma && p->missing && !p->file && p->law == LAW_UNKNOWN &&
-		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) &&
-		    !is_given(mm, i, end - i) && chance(70))
+		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) && chance(70))
 			add_region(mm, i, end - i, false);
 	}
 }
@@ -1695,11 +1600,6 @@ static void notice(void *ctx, const struct libuffd_notice *n)
 		/* Without memory for a buffer the server has no bytes either. */
 		for (uint64_t at = 0; mm && fk.no_memory && at < n->len; at += FK_PAGE)
 			mm->page[fk_slot(n->address + at)].may_poison = true;
-		/* Nor may it know yet where they have moved. */
-		for (unsigned int i = 0; i < m.nregions && fk.no_memory; i++)
-			for (unsigned int k = 0; m.region[i].id == n->region && k < m.region[i].n;
-			     k++)
-				m.failed[m.region[i].source][m.region[i].from + k] = true;
 		break;
 	case LIBUFFD_NOTICE_UNKNOWN:
 		break;
@@ -1768,9 +1668,7 @@ static void check_threads(const struct fk_mm *mm)
 
 		if (t->state != FK_WAITS)
 			continue;
-		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
-		     is_taken_for_nobodys(mm, p)) &&
-		    p->vma &&
+		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && p->vma &&
 		    (mm->unknown_waits || !(mm->features & LIBUFFD_FEATURE_POISON) ||
 		     t->reader != mm->readers))
 			continue;
@@ -2383,26 +2281,6 @@ static void a_part_that_moves_back_is_not_taken_for_all_of_it(void **unused)
 	}
 }
 
-/* What the child has is not what came back to its place in the parent. */
-static void a_part_that_moved_on_and_back_is_not_taken_for_the_first(void **unused)
-{
-	struct fk_mm *mm = begin_calm("on_and_back"), *child;
-	struct fk_mutator *move = moves(mm, 10, 30, 3), *late = moves(mm, 13, 70, 1);
-
-	(void)unused;
-	child = tell(mm, forks_one(mm));
-	tell(mm, move);
-	tell(mm, moves(mm, 30, 50, 3));
-	tell(mm, moves(mm, 51, 30, 2));
-	tell(mm, late);
-	sees(child, 30);
-	sees_all(child, 31, 2);
-	sees(child, 70);
-	sees_all(mm, 30, 2);
-	sees(mm, 50);
-	end_calm();
-}
-
 /* Nothing tells that its memory is elsewhere. */
 static void what_a_child_has_elsewhere_stays_served_when_it_is_complete(void **unused)
 {
@@ -2884,42 +2762,6 @@ static void a_file_that_is_left_makes_way(void **unused)
 	end_calm();
 }
 
-/* What mremap had added is on no map, so that its UNMAP, told late, is taken for one of what has moved there since. */
-static void an_end_that_went_late_takes_nothing_else(void **unused)
-{
-	struct fk_mm *mm = begin_calm("went_late");
-	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
-	struct fk_mutator *gone;
-
-	(void)unused;
-	m.region[0].grows = true;
-	srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
-	grow(mm, 14);
-	grow(mm, 15);
-	mm->last_vma++;
-	for (unsigned int i = 50; i < 54; i++)
-		mm->page[i].vma = mm->last_vma;
-	cfg.space = mm->space;
-	cfg.start = fk_address(50);
-	cfg.len = 4 * FK_PAGE;
-	cfg.offset = 20 * FK_PAGE;
-	cfg.source = m.source[MEMORY];
-	cfg.flags = LIBUFFD_REGION_REGISTER;
-	must(libuffd_server_add_region(m.s, &cfg, &m.region[1].id) == 0, "no region");
-	m.region[1].source = MEMORY;
-	m.region[1].n = 4;
-	m.region[1].from = 20;
-	set_law(mm, 50, 4, m.nregions++);
-	gone = fk_mutator(mm);
-	unmap(mm, 14, 16);
-	fk_add_event(gone, LIBUFFD_EVENT_UNMAP, fk_address(14), fk_address(16), 0);
-	linger(mm, gone);
-	tell(mm, moves(mm, 50, 14, 4));
-	tell(mm, gone);
-	sees_all(mm, 14, 4);
-	end_calm();
-}
-
 static void what_one_drops_of_a_file_is_gone_for_all(void **unused)
 {
 	(void)unused;
@@ -2964,7 +2806,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_moved_on_after_the_fork_is_not_taken_for_moved),
 		cmocka_unit_test(what_left_a_place_that_was_taken_is_not_sought_there),
 		cmocka_unit_test(a_part_that_moves_back_is_not_taken_for_all_of_it),
-		cmocka_unit_test(a_part_that_moved_on_and_back_is_not_taken_for_the_first),
 		cmocka_unit_test(what_a_child_has_elsewhere_stays_served_when_it_is_complete),
 		cmocka_unit_test(a_child_may_have_missed_several_moves),
 		cmocka_unit_test(a_grandchild_hears_of_moves_too),
@@ -2984,7 +2825,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_file_is_served_where_it_is_left),
 		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
 		cmocka_unit_test(a_file_that_is_left_makes_way),
-		cmocka_unit_test(an_end_that_went_late_takes_nothing_else),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
