@@ -549,6 +549,27 @@ static int may_be_true(struct srv_space *sp, unsigned int i, uint64_t page, int 
 		       : may_be_at(sp, move.to + move.len - page, page, unsure);
 }
 
+/* The move before the last brought more, which no other took on: does the child have that there? 1, 0, or -EAGAIN. */
+static int rest_is_there(struct srv_space *sp, const struct run *run, uint64_t page)
+{
+	const struct srv_heir *h = &sp->heir;
+	const struct srv_move *last = &h->move[run->last], *before = last;
+	uint64_t beside;
+
+	while (before > h->move &&
+	       (before == last || before->certain || !covers(before->to, before->len, run->via)))
+		before--;
+	if (before->certain || !covers(before->to, before->len, run->via))
+		return 1;
+	beside = before->to < last->from ? last->from - page : last->from + last->len;
+	if (!covers(before->to, before->len, beside))
+		return 1;
+	for (const struct srv_move *m = before + 1; m < h->move + h->n; m++)
+		if (covers(m->from, m->len, beside))
+			return 1;
+	return may_be_at(sp, beside, page, 1);
+}
+
 /*
  * What lies right beside what a move took has left its place, too: then another move, of both, may have
  * brought them here. 1, 0, or -EAGAIN.
@@ -605,15 +626,23 @@ static int is_refuted(struct srv_space *sp, const struct run *run, uint64_t page
 	return run->hops == 1 ? left_together(sp, run, page) : 0;
 }
 
-/* It came by several, but the child has memory where the last took it from: that one is not the child's. */
+/*
+ * It came by several, but the child has memory where the last took it from, or none where it left something: that one
+ * is not the child's.
+ */
 static int last_is_refuted(struct srv_space *sp, const struct run *run, uint64_t page)
 {
 	const struct srv_heir *h = &sp->heir;
+	int ret;
 
 	if (run->last == run->first ||
 	    leads_to(&h->move[run->last + 1], h->n - run->last - 1, run->via))
 		return 0;
-	return may_be_at(sp, run->via & ~(page - 1), page, 0);
+	ret = may_be_at(sp, run->via & ~(page - 1), page, 0);
+	if (ret)
+		return ret;
+	ret = rest_is_there(sp, run, page);
+	return ret < 0 ? ret : !ret;
 }
 
 /* 0: here the pages came from; or -ENOENT: none did; -EAGAIN: it cannot be told yet. */

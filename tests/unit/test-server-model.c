@@ -2281,6 +2281,26 @@ static void a_part_that_moves_back_is_not_taken_for_all_of_it(void **unused)
 	}
 }
 
+/* What the child has is not what came back to its place in the parent. */
+static void a_part_that_moved_on_and_back_is_not_taken_for_the_first(void **unused)
+{
+	struct fk_mm *mm = begin_calm("on_and_back"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 3), *late = moves(mm, 13, 70, 1);
+
+	(void)unused;
+	child = tell(mm, forks_one(mm));
+	tell(mm, move);
+	tell(mm, moves(mm, 30, 50, 3));
+	tell(mm, moves(mm, 51, 30, 2));
+	tell(mm, late);
+	sees(child, 30);
+	sees_all(child, 31, 2);
+	sees(child, 70);
+	sees_all(mm, 30, 2);
+	sees(mm, 50);
+	end_calm();
+}
+
 /* Nothing tells that its memory is elsewhere. */
 static void what_a_child_has_elsewhere_stays_served_when_it_is_complete(void **unused)
 {
@@ -2806,6 +2826,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_moved_on_after_the_fork_is_not_taken_for_moved),
 		cmocka_unit_test(what_left_a_place_that_was_taken_is_not_sought_there),
 		cmocka_unit_test(a_part_that_moves_back_is_not_taken_for_all_of_it),
+		cmocka_unit_test(a_part_that_moved_on_and_back_is_not_taken_for_the_first),
 		cmocka_unit_test(what_a_child_has_elsewhere_stays_served_when_it_is_complete),
 		cmocka_unit_test(a_child_may_have_missed_several_moves),
 		cmocka_unit_test(a_grandchild_hears_of_moves_too),
