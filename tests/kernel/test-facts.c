@@ -1636,6 +1636,38 @@ static void no_answer_while_an_event_is_in_flight(void **state)
 	rig_down(&r);
 }
 
+/* Up to 5.14 a bit says that the layout is changing, which the first to go on takes back for all; later it is a count. */
+static void who_goes_on_first_ends_no_other_change(void **state)
+{
+	struct call c[2];
+	struct rig r;
+	size_t done;
+	int ret, gone = -1;
+
+	(void)state;
+	rig_up(&r, MEM_ANON, 4, MISSING, LIBUFFD_FEATURE_EVENT_REMOVE);
+	for (size_t i = 0; i < 2; i++)
+		madvise_start(&c[i], mem_page(&r.m, 2 + i), r.m.page, MADV_DONTNEED);
+	for (size_t i = 0; i < 2; i++)
+		while (thread_state(atomic_load(&c[i].tid)) != 'D')
+			sched_yield();
+	expect_event(r.u, LIBUFFD_EVENT_REMOVE);
+	while (gone < 0)
+		for (int i = 0; i < 2; i++)
+			if (atomic_load(&c[i].done))
+				gone = i;
+	assert_int_equal(call_join(&c[gone]), 0);
+	wait_readable(r.u);
+	ret = libuffd_zeropage(r.u, r.m.start, r.m.page, 0, &done);
+	if (kernel_has(LIBUFFD_FEATURE_EXACT_ADDRESS))
+		assert_int_equal(ret, -EAGAIN);
+	else
+		assert_int_equal(ret, 0);
+	expect_event(r.u, LIBUFFD_EVENT_REMOVE);
+	assert_int_equal(call_join(&c[1 - gone]), 0);
+	rig_down(&r);
+}
+
 #define DROPPED 256
 
 /* Drop all of @r while its last page is answered. Is that one there afterwards? */
@@ -2219,6 +2251,7 @@ static const struct CMUnitTest tests[] = {
 	OF_EVENT(no_answer_while_an_event_is_in_flight, UNMAP),
 	OF_EVENT(no_answer_while_an_event_is_in_flight, REMAP),
 	OF_EVENT(no_answer_while_an_event_is_in_flight, FORK),
+	cmocka_unit_test(who_goes_on_first_ends_no_other_change),
 	cmocka_unit_test(an_answer_after_a_remove_vanishes_or_stays),
 	cmocka_unit_test(unmap_tells_the_range_of_the_call),
 	cmocka_unit_test(a_childs_descriptor_has_the_flags_of_creation),
