@@ -131,7 +131,8 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  *   -ESTALE  a part was unmapped or moved, or its region removed, or it was dropped (MADV_DONTNEED and the like) just before
  *            it was copied, or before it had come from its source. Once more may do
  *   -ESRCH   the process has exited
- *   -EIO     a page cannot be read: it is poisoned, also because its source could not supply it, or a guard
+ *   -EIO     a page cannot be read: it is poisoned, also because its source could not supply it, or a guard; or it is
+ *            PROT_NONE where the kernel keeps rights in /proc/PID/mem too (see proc_mem.force_override, 6.12)
  *   -ECANCELED  libuffd_snapshot_cancel()
  *   -ENOMEM  out of memory
  *   or what `piece` returned, or what the kernel says of open(2), pwrite(2), ftruncate(2), fsync(2) and renameat(2):
