@@ -52,57 +52,51 @@ static uint64_t sum_header(const unsigned char *header)
 	return sum(UINT64_C(0xcbf29ce484222325), header, SUMMED);
 }
 
-/* The descriptor may be non-blocking, but the call is not. */
-static int wait_for(int fd, short events)
+/* After a call that has moved @n bytes: 0 to go on. The descriptor may be non-blocking, but we are not. */
+static int go_on(int fd, ssize_t n, short events, int at_end)
 {
 	struct pollfd p = { .fd = fd, .events = events };
 
+	if (n == 0)
+		return at_end;
+	if (n > 0 || errno == EINTR)
+		return 0;
+	if (errno != EAGAIN)
+		return -errno;
 	return poll(&p, 1, -1) < 0 && errno != EINTR ? -errno : 0;
 }
 
 static int write_all(int fd, const unsigned char *bytes, size_t len)
 {
-	while (len) {
-		ssize_t n = write(fd, bytes, len);
-		int ret = 0;
+	int ret = 0;
 
-		if (n == 0)
-			return -EIO;
-		if (n < 0 && errno == EAGAIN)
-			ret = wait_for(fd, POLLOUT);
-		else if (n < 0 && errno != EINTR)
-			ret = -errno;
-		if (ret)
-			return ret;
+	while (len && ret == 0) {
+		ssize_t n = write(fd, bytes, len);
+
+		ret = go_on(fd, n, POLLOUT, -EIO);
 		if (n > 0) {
 			bytes += n;
 			len -= (size_t)n;
 		}
 	}
-	return 0;
+	return ret;
 }
 
 /* All of it, or -EBADMSG if the file ends before. */
 static int read_all(int fd, unsigned char *bytes, size_t len)
 {
-	while (len) {
-		ssize_t n = read(fd, bytes, len);
-		int ret = 0;
+	int ret = 0;
 
-		if (n == 0)
-			return -EBADMSG;
-		if (n < 0 && errno == EAGAIN)
-			ret = wait_for(fd, POLLIN);
-		else if (n < 0 && errno != EINTR)
-			ret = -errno;
-		if (ret)
-			return ret;
+	while (len && ret == 0) {
+		ssize_t n = read(fd, bytes, len);
+
+		ret = go_on(fd, n, POLLIN, -EBADMSG);
 		if (n > 0) {
 			bytes += n;
 			len -= (size_t)n;
 		}
 	}
-	return 0;
+	return ret;
 }
 
 static bool is_sound(const struct libuffd_record_entry *e)
