@@ -5,10 +5,11 @@
 usage: tally.py [--failed "NAMES"] [--tap FILE] BUILD_DIR...
 
 The last line is "N passed, N failed, N skipped"; the exit status is 0 only if nothing failed and
-something passed.
+something passed. Below a failure is what its program said of it.
 """
 import argparse
 import collections
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,21 @@ PLAN = re.compile(r"^1\.\.(\d+)", re.M)
 CASE = re.compile(r"^(not )?ok\b[ \t]*(\d+)?[ \t]*-?[ \t]*(.*)$", re.M)
 REASON = re.compile(r"# SKIP *(.*)$", re.M | re.I)
 
+SAID = 6  # lines for a failure, each of so many characters at most:
+WIDE = 400
+
 passed, failed, skipped = [], [], []
+said = {}  # of a failure: what was said with it
+
+
+def remarks(text, match):
+    """What a file of TAP says of a failure: some programs do before its line, others after it."""
+    before = text[:match.start()].splitlines()
+    after = text[match.end() + 1:].splitlines()
+    lines = list(itertools.takewhile(lambda line: line.startswith("#"), after))
+    if not lines:
+        lines = list(itertools.takewhile(lambda line: line.startswith("#"), reversed(before)))[:SAID][::-1]
+    return [line[:WIDE] for line in lines[:SAID]]
 
 
 def take_tap(where, text, result_ok):
@@ -31,6 +46,7 @@ def take_tap(where, text, result_ok):
         cases += 1
         if match[1]:
             failed.append(label)
+            said[label] = remarks(text, match)
             failures += 1
         elif REASON.search(match[0]):
             skipped.append(label)
@@ -84,5 +100,7 @@ for reason, times in sorted(why.items()):
     print(f"skipped {times}x: {reason}")
 for label in failed:
     print("FAILED", label)
+    for line in said.get(label, []):
+        print("   ", line)
 print(f"{len(passed)} passed, {len(failed)} failed, {len(skipped)} skipped")
 sys.exit(1 if failed or not passed else 0)

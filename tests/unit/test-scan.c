@@ -115,9 +115,10 @@ static void open_without_memory_opens_nothing(void **state)
 	libuffd_scan_close(s);
 }
 
-/* The count that is returned is an int. */
+/* The count that is returned is an int; an address space of 32 bits has no room for as many. */
 static void an_array_without_end_is_not_filled_beyond_an_int(void **state)
 {
+	const size_t all = SIZE_MAX / sizeof(struct libuffd_scan_range);
 	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
 	struct libuffd_scan_range out[1];
 	struct libuffd_scanner *s;
@@ -127,8 +128,8 @@ static void an_array_without_end_is_not_filled_beyond_an_int(void **state)
 	new_kernel();
 	kernel.walk_end = args.end = 0x2000;
 	assert_int_equal(libuffd_scan_open(0, &s), 0);
-	assert_int_equal(libuffd_scan(s, &args, out, SIZE_MAX / sizeof(*out), &walked), 0);
-	assert_true(kernel.asked.vec_len == INT32_MAX);
+	assert_int_equal(libuffd_scan(s, &args, out, all, &walked), 0);
+	assert_true(kernel.asked.vec_len == (all < INT32_MAX ? all : INT32_MAX));
 	libuffd_scan_close(s);
 }
 
