@@ -20,7 +20,7 @@ CASE = re.compile(r"^(not )?ok\b[ \t]*(\d+)?[ \t]*-?[ \t]*(.*)$", re.M)
 REASON = re.compile(r"# SKIP *(.*)$", re.M | re.I)
 
 SAID = 6  # lines for a failure, each of so many characters at most:
-WIDE = 400
+WIDE = 1500
 
 passed, failed, skipped = [], [], []
 said = {}  # of a failure: what was said with it

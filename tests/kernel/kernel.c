@@ -679,13 +679,57 @@ static void say(const char *text)
 		return;
 }
 
+/* The first line of /proc/self/task/@tid/@name, all of it that has room. In a signal handler. */
+static void say_of_thread(const char *tid, const char *name)
+{
+	char path[64] = "/proc/self/task/", text[160];
+	ssize_t n;
+	int fd;
+
+	strncat(path, tid, 20);
+	strcat(path, "/");
+	strncat(path, name, 20);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	text[strcspn(text, "\n")] = '\0';
+	say(" ");
+	say(*text ? text : "?");
+}
+
+/* What each thread waits for: who has hung is seldom the one that tells. */
+static void say_threads(void)
+{
+	DIR *tasks = opendir("/proc/self/task");
+	struct dirent *d;
+
+	while (tasks && (d = readdir(tasks))) {
+		if (d->d_name[0] == '.')
+			continue;
+		say("# thread");
+		say_of_thread(d->d_name, "comm");
+		say_of_thread(d->d_name, "wchan");
+		say_of_thread(d->d_name, "syscall");
+		say("\n");
+	}
+}
+
 static void hung(int sig)
 {
+	sigset_t own;
+
+	/* The directory is read with memory of malloc(), whose lock somebody may have: then this is the end. */
+	signal(sig, SIG_DFL);
+	sigemptyset(&own);
+	sigaddset(&own, sig);
+	sigprocmask(SIG_UNBLOCK, &own, NULL);
+	alarm(10);
 	say("\n# hung: ");
 	say(cases.running ? cases.running : "no case");
 	say("\n");
-	/* Blocked until this returns. */
-	signal(sig, SIG_DFL);
+	say_threads();
 	raise(sig);
 }
 

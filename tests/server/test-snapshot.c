@@ -241,10 +241,10 @@ static bool two_are_held(const struct libuffd_snapshot_info *p)
 	return p->held >= 2;
 }
 
-/* Enough that the background does not take all of it in one go. */
+/* More than the background takes in one go, and no more than it has asked a source for by then. */
 static size_t many_pages(void **state)
 {
-	return mem_is_hugetlb(stage_kind(state)) ? 8 : 160;
+	return mem_is_hugetlb(stage_kind(state)) ? 8 : (640 << 10) / page_size();
 }
 
 /* Up to where the background stands still, with its first pages read and none of them passed on. */
@@ -458,10 +458,10 @@ static void rounds_of(void **state, uint64_t memory, unsigned int threads, uint6
 	}
 	shot_up(state, pages, features);
 	turn_server();
-	shot.opts.memory = memory;
+	/* With less room writers would wait for who waits for them; what there is by default is half a large huge page. */
+	shot.opts.memory = memory ? memory : pages * stage.m.page;
 	if (parts)
 		in_parts();
-	/* With less room writers would wait for who waits for them. */
 	shot.meanwhile = memory ? NULL : chase;
 	for (size_t i = 0; i < pages; i++)
 		put_number(mem_page(&stage.m, i), 0);
@@ -926,7 +926,7 @@ static void one_instant_while_it_comes(void **state, uint64_t memory)
 		chain_order(pages);
 		served_up(state, pages, 0, chain_source);
 		turn_server();
-		shot.opts.memory = memory;
+		shot.opts.memory = memory ? memory : pages * stage.m.page;
 		shot.meanwhile = memory ? NULL : chase;
 		chain_run();
 		chain_goes_on(i * pages / rounds);

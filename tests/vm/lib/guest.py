@@ -113,6 +113,9 @@ def lines_to_files(guest, console):
             "-device", MACHINES[guest.machine]["device"]]
 
 
+SAID = 12  # lines of what a program said last, told of one that did not come to its end
+
+
 class Reader:
     """Follows the results line, and makes cases of what the programs print."""
 
@@ -163,9 +166,9 @@ class Reader:
         cases = self.outcome.programs[program]
         if self.plan is None or self.plan != len(cases):
             self._whole(f"{len(cases)} cases of {self.plan} reported, exit status {status}; last said: "
-                        + " / ".join(self.said[-5:]))
+                        + " / ".join(self.said[-SAID:]))
         elif status != "0" and not any(c.status == "fail" for c in cases):
-            self._whole(f"exit status {status}: " + " / ".join(self.said[-5:]))
+            self._whole(f"exit status {status}: " + " / ".join(self.said[-SAID:]))
         self.program = None
         self.progress(program, cases, time.monotonic() - self.began)
 
@@ -203,7 +206,7 @@ class Reader:
     def cut_off(self, why):
         """The line went dead."""
         if self.program:
-            self._whole(f"{why}; last said: " + " / ".join(self.said[-5:]))
+            self._whole(f"{why}; last said: " + " / ".join(self.said[-SAID:]))
         self.outcome.problems.append(why + (f", in {self.program}" if self.program else ""))
 
 
