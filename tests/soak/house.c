@@ -18,7 +18,6 @@
 #define LATEST 2
 #define STACK (UNDER_SANITIZER ? 8 << 20 : 512 << 10)
 #define GENERATIONS_MORE 400 /* that are waited for what has not happened yet */
-#define STUCK_SECONDS 900
 
 struct house house = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
@@ -39,6 +38,13 @@ static uint64_t now_ns(void)
 static void pause_us(size_t us)
 {
 	usleep((useconds_t)us);
+}
+
+/* For who finds that it does not go on. */
+static void now_at(const char *what, unsigned int slot)
+{
+	atomic_store(&board->doing_to, slot);
+	atomic_store(&board->doing, what);
 }
 
 /* ---- What the server tells ------------------------------------------------------------------------ */
@@ -90,12 +96,28 @@ static void child_goes(uint64_t space)
 	pthread_mutex_unlock(&house.lock);
 }
 
+/* Under the house's lock. */
+static bool is_failed(uint64_t root)
+{
+	for (size_t i = 0; i < house.nfailed; i++)
+		if (house.failed[i] == root)
+			return true;
+	return false;
+}
+
 static void has_failed(uint64_t space)
 {
+	uint64_t root;
+	bool room;
+
 	pthread_mutex_lock(&house.lock);
-	if (house.nfailed < ARRAY_SIZE(house.failed))
-		house.failed[house.nfailed++] = space;
+	root = root_of(space);
+	room = is_failed(root) || house.nfailed < ARRAY_SIZE(house.failed);
+	if (room && !is_failed(root))
+		house.failed[house.nfailed++] = root;
 	pthread_mutex_unlock(&house.lock);
+	if (!room)
+		wrong("so many spaces are not given up at a time");
 	child_goes(space);
 }
 
@@ -275,6 +297,7 @@ static void end_server(bool rest)
 	struct libuffd_server *was;
 	struct libuffd_stats st;
 
+	now_at("the end of a server", SLOTS);
 	end_record();
 	drains = false;
 	if (how == 0)
@@ -330,9 +353,7 @@ static void kill_failed(void)
 			pthread_mutex_lock(&s->lock);
 			if (s->space == failed[n] && !s->plan.doomed)
 				wrong("slot %zu is given up", i);
-			/* It may be a child's space. */
-			if (s->plan.doomed && s->pid > 0 && !atomic_load(&s->gone) &&
-			    s->space <= failed[n]) {
+			if (s->space == failed[n] && s->pid > 0 && !atomic_load(&s->gone)) {
 				kill(s->pid, SIGKILL);
 				s->killed = true;
 				happens(DID_SPACE_FAILED);
@@ -347,6 +368,7 @@ static void wait_for_all(void)
 	struct timespec until;
 	bool all;
 
+	now_at("waiting for all to hold", SLOTS);
 	do {
 		kill_failed();
 		pthread_mutex_lock(&house.lock);
@@ -380,6 +402,7 @@ static void serve_holders(void)
 
 		if (!holds(s))
 			continue;
+		now_at("carrying to the next server", s->n);
 		ret = host_serve(s);
 		if (ret < 0)
 			wrong("slot %zu: the next server cannot have it: %s", i, strerror(-ret));
@@ -534,6 +557,17 @@ static bool is_dead(const struct slot *s)
 	       waitid(P_PID, (id_t)s->pid, &info, WEXITED | WNOHANG | WNOWAIT) || info.si_pid;
 }
 
+/* Or nobody answers it any more: it does not go on, and what it was about to change stays half done. */
+static bool is_lost(const struct slot *s)
+{
+	bool lost;
+
+	pthread_mutex_lock(&house.lock);
+	lost = is_failed(s->space);
+	pthread_mutex_unlock(&house.lock);
+	return lost || is_dead(s);
+}
+
 /* ---- A snapshot of a ledger ---- */
 
 struct image {
@@ -638,12 +672,12 @@ static int copy_written(struct libuffd_watch *w, const struct slot *s)
 		int n = libuffd_watch_get(w, start, end, LIBUFFD_WATCH_RESET, r, ARRAY_SIZE(r),
 					  &start);
 
-		if (n == -EAGAIN) {
+		if (n == -EAGAIN && !is_lost(s)) {
 			sched_yield();
 			continue;
 		}
 		if (n < 0)
-			return n;
+			return n == -EAGAIN ? -ENOENT : n;
 		for (int i = 0; i < n; i++)
 			if (!copy_range(s, r[i].start, r[i].end))
 				return -ESRCH;
@@ -655,8 +689,10 @@ static int copy_written(struct libuffd_watch *w, const struct slot *s)
 /* False: nobody will. */
 static bool scribe_paused(const struct slot *s)
 {
-	while (!atomic_load(&board->slot[s->n].paused)) {
-		if (is_dead(s))
+	unsigned int number = atomic_load(&board->slot[s->n].pause);
+
+	while (atomic_load(&board->slot[s->n].paused) != number) {
+		if (is_lost(s))
 			return false;
 		pause_us(200);
 	}
@@ -683,11 +719,10 @@ static int follow(struct libuffd_watch *w, const struct slot *s)
 	}
 	if (ret >= 0 && !scribe_paused(s))
 		ret = -ESRCH;
-	while (ret > 0 || ret == 0) {
-		ret = copy_written(w, s);
-		if (ret == 0)
-			break;
-	}
+	if (ret >= 0)
+		do
+			ret = copy_written(w, s);
+		while (ret > 0);
 	if (ret == 0 && !same_as(s))
 		wrong("slot %u: a copy after a watch differs", s->n);
 	return ret;
@@ -695,6 +730,7 @@ static int follow(struct libuffd_watch *w, const struct slot *s)
 
 static void watch(struct slot *s)
 {
+	static unsigned int number;
 	struct libuffd_watch_opts opts = LIBUFFD_WATCH_OPTS_INIT;
 	struct libuffd_watch *w = NULL;
 	int ret, mechanism;
@@ -707,12 +743,14 @@ static void watch(struct slot *s)
 	opts.server = house.s;
 	do
 		ret = libuffd_watch_start(s->u, &opts, &w);
-	while (ret == -EAGAIN);
+	while (ret == -EAGAIN && !is_lost(s));
+	if (ret == -EAGAIN)
+		ret = -ENOENT;
 	if (ret == 0) {
 		mechanism = libuffd_watch_mechanism(w);
-		atomic_store(&board->slot[s->n].pause, true);
+		atomic_store(&board->slot[s->n].pause, ++number);
 		ret = follow(w, s);
-		atomic_store(&board->slot[s->n].pause, false);
+		atomic_store(&board->slot[s->n].pause, 0);
 		libuffd_watch_stop(w);
 		if (ret == 0)
 			happens(mechanism == LIBUFFD_WATCH_ASYNC ? DID_WATCH_ASYNC
@@ -775,9 +813,15 @@ static void bad_peer(void)
 
 static void make_trouble(void)
 {
-	static void (*const troubles[])(struct slot * s) = { kill_one,	   cut_one,	cut_one,
-							     ahead_of_one, snapshot_of, snapshot_of,
-							     watch,	   watch };
+	static const struct {
+		void (*make)(struct slot *s);
+		const char *name;
+	} troubles[] = {
+		{ kill_one, "killing" },       { cut_one, "cutting a file" },
+		{ cut_one, "cutting a file" }, { ahead_of_one, "fetching ahead" },
+		{ snapshot_of, "a snapshot" }, { snapshot_of, "a snapshot" },
+		{ watch, "a watch" },	       { watch, "a watch" },
+	};
 	size_t what = any(&seed, ARRAY_SIZE(troubles) + 1);
 	struct slot *s;
 
@@ -788,7 +832,9 @@ static void make_trouble(void)
 	s = any_tenant();
 	if (!s)
 		return;
-	troubles[what](s);
+	now_at(troubles[what].name, s->n);
+	troubles[what].make(s);
+	now_at("trouble", SLOTS);
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -843,6 +889,7 @@ static bool all_happened(void)
 /* With one server. */
 static void generation(bool rest)
 {
+	now_at("the beginning of a server", SLOTS);
 	make_server();
 	if (any(&seed, 2))
 		begin_record();
@@ -865,6 +912,7 @@ static void generation(bool rest)
 	end_server(rest);
 	if (rest)
 		now_quiet();
+	atomic_fetch_add(&board->servers, 1);
 }
 
 static bool goes_on(uint64_t began, unsigned long n)
@@ -883,13 +931,11 @@ int house_main(const struct orders *orders)
 {
 	uint64_t began = now_ns();
 
-	alarm(STUCK_SECONDS);
 	begin_house(orders);
 	for (unsigned long n = 1; goes_on(began, n) || n % 2 == 0; n++) {
 		if (atomic_load(&board->is_wrong))
 			break;
 		generation(n % 2 == 0);
-		alarm(STUCK_SECONDS);
 	}
 	/* There is no way back from what is wrong: whoever waits waits. */
 	if (atomic_load(&board->is_wrong))

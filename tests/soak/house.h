@@ -44,7 +44,8 @@ struct house {
 		uint64_t space, root;
 	} child[1024];
 	unsigned int nchildren;
-	uint64_t failed[SLOTS * 4];
+	uint64_t failed[SLOTS *
+			4]; /* spaces of tenants: it, or one of its children's, was given up */
 	unsigned int nfailed;
 	bool ends; /* hosts do */
 };

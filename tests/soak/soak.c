@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The command of the soak: a house for each engine, both at a time; what they are doing; what has become of them. */
+#include <dirent.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <sys/prctl.h>
@@ -9,7 +10,8 @@
 
 #define HUGE_PAGES 64
 #define PROGRESS_SECONDS 10
-#define RSS_SLACK 2048 /* KiB: what malloc and the stacks of libc keep */
+#define STUCK_SECONDS 900 /* without one server's coming to its end: most take some seconds */
+#define RSS_SLACK 2048	  /* KiB: what malloc and the stacks of libc keep */
 #define TABLES_SLACK 512
 #define MAPS_SLACK 12 /* stacks that libc keeps, and their guards */
 
@@ -52,6 +54,8 @@ struct run {
 	struct board *board;
 	pid_t pid;
 	int status;
+	unsigned long servers; /* that were done with, when one was the last time */
+	time_t went_on;
 };
 
 static const char usage[] = //
@@ -167,9 +171,103 @@ static void tell_progress(const struct run *r, unsigned long seconds)
 	fflush(stdout);
 }
 
+/* ---- A house that does not go on --------------------------------------------------------------------- */
+
+/* Where in the kernel a thread sleeps; "0" if it does not, or nobody may know. */
+static void tell_sleep(pid_t pid, const char *thread)
+{
+	char path[300], where[64] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%s/wchan", (int)pid, thread);
+	f = fopen(path, "re");
+	if (f && fgets(where, sizeof(where), f))
+		printf(" %s", where);
+	if (f)
+		fclose(f);
+}
+
+static void tell_tasks(pid_t pid, pid_t parent);
+
+static void tell_children(pid_t pid, const char *thread)
+{
+	char path[300];
+	FILE *f;
+	int child;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%s/children", (int)pid, thread);
+	f = fopen(path, "re");
+	while (f && fscanf(f, "%d", &child) == 1)
+		tell_tasks(child, pid);
+	if (f)
+		fclose(f);
+}
+
+static void each_thread(pid_t pid, void (*tell)(pid_t pid, const char *thread))
+{
+	char path[64];
+	struct dirent *e;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	d = opendir(path);
+	while (d && (e = readdir(d)))
+		if (e->d_name[0] != '.')
+			tell(pid, e->d_name);
+	if (d)
+		closedir(d);
+}
+
+/* A process and all that come from it: who waits where. */
+static void tell_tasks(pid_t pid, pid_t parent)
+{
+	printf("# process %d of %d:", (int)pid, (int)parent);
+	each_thread(pid, tell_sleep);
+	putchar('\n');
+	each_thread(pid, tell_children);
+}
+
+static time_t now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec;
+}
+
+static bool is_stuck(struct run *r)
+{
+	unsigned long servers = atomic_load(&r->board->servers);
+
+	if (servers != r->servers || !r->went_on) {
+		r->servers = servers;
+		r->went_on = now();
+	}
+	return now() - r->went_on >= STUCK_SECONDS;
+}
+
+/* It says so before it kills: whose server ends reads zeros, and would say that. */
+static void end_stuck(struct run *r)
+{
+	unsigned int slot = atomic_load(&r->board->doing_to);
+	const char *doing = atomic_load(&r->board->doing);
+
+	board = r->board;
+	if (slot < SLOTS)
+		wrong("somebody waits for ever; the house is at: %s, slot %u", doing, slot);
+	else
+		wrong("somebody waits for ever; the house is at: %s",
+		      doing ? doing : "its beginning");
+	tell_tasks(r->pid, getpid());
+	kill(r->pid, SIGKILL);
+	r->went_on = 0;
+}
+
+/* ---- Until all have ended ------------------------------------------------------------------------------ */
+
 static void wait_for_runs(struct run *runs, size_t n)
 {
-	time_t began = time(NULL), told = began;
+	time_t began = now(), told = began;
 	size_t left = n;
 
 	while (left) {
@@ -180,10 +278,13 @@ static void wait_for_runs(struct run *runs, size_t n)
 				runs[i].pid = 0;
 				left--;
 			}
+		for (size_t i = 0; i < n; i++)
+			if (runs[i].pid && is_stuck(&runs[i]))
+				end_stuck(&runs[i]);
 		nanosleep(&tick, NULL);
-		if (time(NULL) - told < PROGRESS_SECONDS)
+		if (now() - told < PROGRESS_SECONDS)
 			continue;
-		told = time(NULL);
+		told = now();
 		for (size_t i = 0; i < n; i++)
 			tell_progress(&runs[i], (unsigned long)(told - began));
 	}
@@ -205,13 +306,11 @@ static void check_bytes(const struct run *r)
 {
 	bool ended = WIFEXITED(r->status) && !WEXITSTATUS(r->status) && r->board->done;
 
+	/* What a tenant says may be only what it read when its server was no more. */
+	if (WIFSIGNALED(r->status) || (!ended && !r->board->is_wrong))
+		printf("# the house ended with status %#x\n", (unsigned int)r->status);
 	if (r->board->is_wrong)
 		printf("# %s\n", r->board->wrong);
-	else if (!ended)
-		printf("# the house ended with status %#x%s\n", (unsigned int)r->status,
-		       WIFSIGNALED(r->status) && WTERMSIG(r->status) == SIGALRM
-			       ? ": somebody waits for ever"
-			       : "");
 	result(ended && !r->board->is_wrong, r, "no byte is wrong, and nobody waits for ever");
 }
 

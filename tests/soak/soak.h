@@ -72,8 +72,13 @@ struct board {
 	unsigned long rests;
 	atomic_bool hold, end; /* tenants wait with their layout as it is; or end */
 	struct {
-		atomic_bool pause, paused; /* the scribe */
+		/* The scribe is to write nothing for as long as there is a number here, and gives it back when it does so. */
+		atomic_uint pause, paused;
 	} slot[SLOTS];
+	/* What the director is at, and with whom; a text of the program's, which all houses are forked from. */
+	_Atomic(const char *) doing;
+	atomic_uint doing_to;
+	atomic_ulong servers; /* that are done with */
 };
 extern struct board *board;
 

@@ -41,7 +41,7 @@ static struct {
 	size_t nchanges;
 
 	pthread_t looker[LOOKERS], scribe;
-	atomic_bool end;
+	atomic_bool end, silent; /* lookers, and the scribe, end */
 	atomic_uint lookers;
 	atomic_uint turn; /* odd: what follows is being changed */
 	_Atomic(unsigned char *) at;
@@ -212,27 +212,31 @@ static void *look(void *arg)
 	return NULL;
 }
 
+static void pause_for_house(void)
+{
+	unsigned int number;
+
+	while ((number = atomic_load(&board->slot[t.plan.slot].pause)) && !atomic_load(&t.silent)) {
+		atomic_store(&board->slot[t.plan.slot].paused, number);
+		usleep(500);
+	}
+}
+
 static void *scribe(void *arg)
 {
 	size_t words = page_size() / sizeof(*t.ledger);
 	unsigned long c = 0;
 
 	(void)arg;
-	while (!atomic_load(&t.end)) {
+	while (!atomic_load(&t.silent)) {
 		atomic_ulong *p = t.ledger + ++c % LEDGER_PAGES * words;
 
 		atomic_store(p, c);
 		atomic_store(p + words - 1, c);
-		while (atomic_load(&board->slot[t.plan.slot].pause) && !atomic_load(&t.end)) {
-			atomic_store(&board->slot[t.plan.slot].paused, true);
-			usleep(500);
-		}
-		atomic_store(&board->slot[t.plan.slot].paused, false);
+		pause_for_house();
 		if (c % 8 == 0)
 			usleep(50);
 	}
-	/* Nobody writes any more. */
-	atomic_store(&board->slot[t.plan.slot].paused, true);
 	return NULL;
 }
 
@@ -732,19 +736,18 @@ static void end(void)
 	atomic_store(&t.end, true);
 	for (size_t i = 0; i < LOOKERS; i++)
 		pthread_join(t.looker[i], NULL);
-	pthread_join(t.scribe, NULL);
 	unmap_all();
+	atomic_store(&t.silent, true);
+	pthread_join(t.scribe, NULL);
 	ask(ASK_BYE, 0, 0);
 }
 
-static void begin_threads(void)
+static void begin_thread(pthread_t *thread, void *(*run)(void *))
 {
-	int ret = pthread_create(&t.scribe, NULL, scribe, NULL);
+	int ret = pthread_create(thread, NULL, run, NULL);
 
-	for (size_t i = 0; i < LOOKERS && !ret; i++)
-		ret = pthread_create(&t.looker[i], NULL, look, NULL);
 	if (ret)
-		wrong("slot %u: no threads: %s", t.plan.slot, strerror(ret));
+		wrong("slot %u: no thread: %s", t.plan.slot, strerror(ret));
 }
 
 int tenant_main(int sock)
@@ -766,6 +769,8 @@ int tenant_main(int sock)
 	if (t.ledger == MAP_FAILED || t.spare == MAP_FAILED)
 		return 1;
 	say_hello();
+	/* The house may wait for it, and lets nobody ask meanwhile: so it is there whenever somebody asks. */
+	begin_thread(&t.scribe, scribe);
 	begin();
 	if (t.plan.closes) {
 		libuffd_close(t.u);
@@ -775,7 +780,8 @@ int tenant_main(int sock)
 		happens(DID_HUGE);
 	if (is_shared())
 		happens(DID_SHARED);
-	begin_threads();
+	for (size_t i = 0; i < LOOKERS; i++)
+		begin_thread(&t.looker[i], look);
 	live(20 + any(&t.seed, 1500));
 	if (!atomic_load(&board->is_wrong))
 		end();
