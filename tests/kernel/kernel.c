@@ -257,12 +257,16 @@ static long huge_available(void)
 int huge_reserve(unsigned int pages)
 {
 	long before, lacking;
+	unsigned int watch;
 
 	if (huge_lock < 0) {
 		huge_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
 		if (huge_lock < 0)
 			return -1;
+		/* Who waits for another program to give them back is not one that hangs. */
+		watch = alarm(0);
 		flock(huge_lock, LOCK_EX);
+		alarm(watch);
 	}
 	before = huge_read();
 	if (before < 0)
