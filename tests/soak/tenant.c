@@ -636,10 +636,10 @@ static void change(size_t what)
 		break;
 	case 4:
 		/*
-		 * Of the file of a private mapping nothing is known. And where a family has such moves the server may
-		 * take what one has for what another had moved: heirs.c says so.
+		 * Of the file of a private mapping nothing is known. Who forks does it with the thread that moves: a
+		 * move that is told after a fork that came later, heirs.c says, must not leave anything behind.
 		 */
-		if (is_small() && t.plan.kind != MEM_SHMEM_PRIVATE && !t.plan.forks)
+		if (is_small() && t.plan.kind != MEM_SHMEM_PRIVATE)
 			move(true);
 		break;
 	case 5:
