@@ -71,7 +71,7 @@ static int result_of(const struct late *l)
 	if (lost && l->len > BLOCK)
 		return -EIO;
 	if (lost)
-		return chance(2) ? LIBUFFD_FETCHED_POISON : -EIO;
+		return chance(4) ? -EIO : LIBUFFD_FETCHED_POISON; /* it is retried */
 	if (all_holes(l->offset, l->len) && chance(2))
 		return LIBUFFD_FETCHED_ZERO;
 	return LIBUFFD_FETCHED_BYTES;
