@@ -745,7 +745,7 @@ LIBUFFD_EXPORT uint64_t libuffd_scan_categories(const struct libuffd_scanner *s)
  *   -EPERM   CHECK_WPASYNC, and a mapping in the range is not watched. If pages before it were
  *            protected in the same call they are returned first, as a success; the error comes when
  *            nothing is held back
- *   -ESRCH   the process has exited
+ *   -ESRCH   the process has exited, or does so just then: nothing is listed that is a part of what there was
  *   -EFAULT  @out is not writable
  *   -EINTR -ENOMEM
  */

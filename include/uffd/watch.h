@@ -144,7 +144,8 @@ LIBUFFD_EXPORT int libuffd_watch_mechanism(const struct libuffd_watch *w);
  *             of 1 GiB on a kernel that takes every one for a part (6.18.15)
  *   -EAGAIN   the layout of the address space is changing: again, a little later; with SYNC the server must be turned meanwhile
  *   -ENOENT   SYNC: the space is no more, or has failed
- *   -ESRCH    the process has exited (SYNC: once the server has seen it, or a page is to be protected)
+ *   -ESRCH    the process has exited, or does so just then: no list is of a part of what it had written (SYNC: once the
+ *             server has seen it, for which it needs a pidfd, or a page is to be protected)
  *   -EFAULT   ASYNC: @out is not writable
  *   -EINTR -ENOMEM
  */

@@ -150,8 +150,9 @@ static int ranges_before_error(const struct libuffd_scan_range *out, size_t cap)
 }
 
 /*
- * To the scan an address space that was torn down is one with nothing in it. Reading pagemap tells
- * them apart: an entry for page 0 there always is, as long as there is an address space.
+ * To the scan an address space that was torn down is one with nothing in it, and while that is under way its pages look
+ * absent one after the other. Reading pagemap tells: an entry for page 0 there always is, as long as anybody
+ * uses the address space, and only then it is taken down.
  */
 static bool has_exited(const struct libuffd_scanner *s)
 {
@@ -169,7 +170,7 @@ static int scan_entries(struct libuffd_scanner *s, const struct libuffd_scan_arg
 	if (args->flags)
 		return -EOPNOTSUPP;
 	n = core_pagemap_scan(s->fd, s->categories, args, out, cap, walked);
-	if (n == 0 && has_exited(s)) {
+	if (n >= 0 && has_exited(s)) {
 		*walked = args->start;
 		return -ESRCH;
 	}
@@ -217,6 +218,10 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 		.report = args.report,
 	};
 	n = sys_ioctl(s->fd, UAPI_IOC_PAGEMAP_SCAN, &arg);
+	if (n < 0 && n != -EPERM)
+		return n;
+	if (has_exited(s))
+		return -ESRCH;
 	if (n == -EPERM) {
 		n = ranges_before_error(out, cap);
 		if (!n)
@@ -224,10 +229,6 @@ int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *from
 		*walked = out[n - 1].end;
 		return n;
 	}
-	if (n < 0)
-		return n;
-	if (n == 0 && has_exited(s))
-		return -ESRCH;
 	/*
 	 * The kernel protects no part of a huge page of hugetlb, and says that the walk ended before the
 	 * part. When that is where it began, beginning there again would never come to an end.

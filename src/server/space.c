@@ -405,7 +405,7 @@ static void close_ports(struct srv_space *sp, struct srv_loop *here)
  */
 static void hand_back(struct srv_space *sp)
 {
-	if (sp->error == -ESRCH)
+	if (atomic_load(&sp->dead) == -ESRCH)
 		return;
 	pthread_mutex_lock(&sp->lock);
 	for (size_t i = 0; i < sp->map.n; i++)
@@ -414,9 +414,24 @@ static void hand_back(struct srv_space *sp)
 	pthread_mutex_unlock(&sp->lock);
 }
 
+/* The first reason counts, and is known from the beginning. */
+static bool dies(struct srv_space *sp, int error)
+{
+	int alive = 0;
+
+	return atomic_compare_exchange_strong(&sp->dead, &alive, error);
+}
+
+int srv_space_gone(const struct srv_space *sp)
+{
+	int error = atomic_load(&sp->dead);
+
+	return !error || error == -ESRCH ? error : -ENOENT;
+}
+
 void srv_space_end(struct srv_space *sp)
 {
-	atomic_store(&sp->dead, 1);
+	dies(sp, -ENOENT);
 	while (sp->ports) {
 		struct srv_port *port = sp->ports;
 
@@ -438,10 +453,9 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error)
 					 .space = sp->id };
 	struct libuffd_server *s = sp->server;
 
-	if (atomic_exchange(&sp->dead, 1))
+	if (!dies(sp, error))
 		return;
-	sp->error = error;
-	srv_snapshot_lost(sp, error == -ESRCH ? -ESRCH : -ENOENT);
+	srv_snapshot_lost(sp, srv_space_gone(sp));
 	srv_space_ref(sp);
 	close_ports(sp, loop);
 	/* Who is told may close the userfaultfd, which signal handlers have in hand. */
@@ -480,7 +494,7 @@ int libuffd_server_detach(struct libuffd_server *s, uint64_t space, struct libuf
 		srv_space_unref(sp);
 		return -EINVAL;
 	}
-	if (!atomic_exchange(&sp->dead, 1)) {
+	if (dies(sp, -ENOENT)) {
 		srv_snapshot_lost(sp, -ENOENT);
 		close_ports(sp, here);
 	}

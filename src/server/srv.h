@@ -619,7 +619,7 @@ struct srv_space {
 	struct libuffd *u;
 	bool owned;	 /* a child's: closed with the space */
 	bool ordered;	 /* has events of the layout, and so one port */
-	atomic_int dead; /* exited, failed or detached; RISC-V swaps no single bytes */
+	atomic_int dead; /* why it is: -ESRCH, -ENOENT if it was detached, or what failed; or 0 */
 	struct libuffd_space_opts cfg;
 	pthread_mutex_t lock;
 	struct srv_map map;
@@ -639,7 +639,6 @@ struct srv_space {
 	uint64_t moves;	  /* events that may have brought another page to an address; its loop's */
 	size_t page_size; /* of the system */
 	int whose;	  /* memory: own.c's; under server->adding */
-	int error;	  /* why it is dead */
 	struct libuffd_snapshot *_Atomic snapshot; /* under way, or NULL; set under the lock */
 	struct srv_space *next;			   /* in the server's list */
 };
@@ -647,6 +646,8 @@ struct srv_space {
 int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libuffd_space_opts *cfg,
 		  struct srv_loop *home, struct srv_space **out);
 struct srv_space *srv_space_ref(struct srv_space *sp);
+/* To who asks about its memory: 0, -ESRCH if its process has exited, or -ENOENT: it is served no more. */
+int srv_space_gone(const struct srv_space *sp);
 void srv_space_unref(struct srv_space *sp);
 /* The port of the home loop, with a reference; NULL if the space is at its end. */
 struct srv_port *srv_space_port(struct srv_space *sp);

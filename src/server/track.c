@@ -262,13 +262,6 @@ void srv_track_end(struct srv_track *t)
 
 /* ---- Taking pages off the record ------------------------------------------------------------------ */
 
-static int check_space(const struct srv_space *sp)
-{
-	if (!atomic_load(&sp->dead))
-		return 0;
-	return sp->error == -ESRCH ? -ESRCH : -ENOENT;
-}
-
 /*
  * Protect pages [first, *last), and take those that are off the record; *last becomes where it ended. A page that cannot be
  * protected, since it is not registered any more, is gone. Under the lock.
@@ -348,7 +341,7 @@ int srv_track_get(struct srv_track *t, uint64_t start, uint64_t end, bool reset,
 	/* Who dropped pages has gone on when the event was read, and may have written to them again since. */
 	srv_await_events(t->space);
 	while (n < cap && at < last) {
-		ret = check_space(t->space);
+		ret = srv_space_gone(t->space);
 		if (ret == 0) {
 			pthread_mutex_lock(&t->space->track_lock);
 			ret = take_run(t, &at, last, reset, &r);

@@ -214,8 +214,9 @@ static int start_sync(struct libuffd_watch *w)
 		return -ENOENT;
 	if (w->space->u != w->u)
 		return -EINVAL;
-	if (atomic_load(&w->space->dead))
-		return w->space->error == -ESRCH ? -ESRCH : -ENOENT;
+	ret = srv_space_gone(w->space);
+	if (ret < 0)
+		return ret;
 	ret = srv_track_new(w->space, w->cfg.start, w->cfg.len, shift,
 			    !w->cfg.pid || w->cfg.pid == getpid(), &w->track);
 	if (ret == 0)

@@ -278,15 +278,11 @@ static void child_writes(unsigned char page)
 }
 
 /* The ends of a test that a child must not hold: so it goes when the test does. */
-static void another_process_is_watched(void **state)
+static void watch_child(void **state)
 {
 	uint64_t features = wp_features(stage_kind(state)) |
-			    (is_async(state) ? LIBUFFD_FEATURE_WP_ASYNC : 0),
-		 at, end;
-	static const size_t some[] = { 1, 3 };
+			    (is_async(state) ? LIBUFFD_FEATURE_WP_ASYNC : 0);
 	struct libuffd_watch_opts o;
-	struct libuffd_scan_range out[4];
-	unsigned char stop = 255;
 	size_t len;
 	char byte;
 
@@ -301,12 +297,35 @@ static void another_process_is_watched(void **state)
 	assert_int_equal(libuffd_recv(watch.socket[0], &byte, 1, &len, &stage.u), 0);
 	if (!is_async(state)) {
 		server_up(state);
+		/* So the server hears of the exit. */
+		watch.fd = (int)syscall(SYS_pidfd_open, stage.child, 0);
+		assert_true(watch.fd >= 0);
+		stage.space_opts = (struct libuffd_space_opts)LIBUFFD_SPACE_OPTS_INIT;
+		stage.space_opts.pidfd = watch.fd;
 		stage_attach();
 		turn_server();
 	}
 	o = opts_of(&stage.m);
 	o.pid = stage.child;
 	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch.w), 0);
+}
+
+static int get_all(uint64_t flags, struct libuffd_scan_range *out, size_t cap)
+{
+	uint64_t at = stage.m.start, end = at + stage.m.len;
+	int n = libuffd_watch_get(watch.w, at, end, flags, out, cap, &at);
+
+	assert_int_equal(at, n < 0 ? stage.m.start : end);
+	return n;
+}
+
+static void another_process_is_watched(void **state)
+{
+	static const size_t some[] = { 1, 3 };
+	struct libuffd_scan_range out[4];
+	unsigned char stop = 255;
+
+	watch_child(state);
 	expect_nothing();
 	/* What this process writes is another's affair. */
 	if (!mem_is_shared(stage_kind(state)))
@@ -320,11 +339,31 @@ static void another_process_is_watched(void **state)
 	child_writes(1);
 	assert_int_equal(write(watch.pipe[1], &stop, 1), 1);
 	assert_int_equal(child_status(), CHILD_DONE);
-	at = stage.m.start;
-	end = at + stage.m.len;
-	assert_int_equal(libuffd_watch_get(watch.w, at, end, LIBUFFD_WATCH_RESET, out, 4, &at),
-			 -ESRCH);
-	assert_int_equal(at, stage.m.start);
+	assert_int_equal(get_all(LIBUFFD_WATCH_RESET, out, 4), -ESRCH);
+}
+
+/* Whenever it exits: what it has written is listed, all of it, or it is said that there is no such process any more. */
+static void what_was_written_is_listed_up_to_the_exit(void **state)
+{
+	struct libuffd_scan_range out[4];
+	unsigned char stop = 255;
+	int n;
+
+	watch_child(state);
+	child_writes(1);
+	child_writes(3);
+	assert_int_equal(write(watch.pipe[1], &stop, 1), 1);
+	while ((n = get_all(0, out, 4)) != -ESRCH) {
+		assert_int_equal(n, 2);
+		assert_int_equal(out[0].start, mem_at(&stage.m, 1));
+		assert_int_equal(out[0].end, mem_at(&stage.m, 2));
+		assert_int_equal(out[1].start, mem_at(&stage.m, 3));
+		assert_int_equal(out[1].end, mem_at(&stage.m, 4));
+		sched_yield();
+	}
+	assert_int_equal(child_status(), CHILD_DONE);
+	assert_int_equal(get_all(0, out, 4), -ESRCH);
+	assert_int_equal(get_all(LIBUFFD_WATCH_RESET, out, 4), -ESRCH);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -341,6 +380,7 @@ static const struct CMUnitTest tests[] = {
 	ENTRY(a_private_mapping_of_a_file, ASYNC, MEM_ANON),
 	ENTRY(a_shared_mapping_of_a_file, ASYNC, MEM_ANON),
 	OF_EVERY_WATCH(another_process_is_watched),
+	OF_EVERY_WATCH(what_was_written_is_listed_up_to_the_exit),
 };
 
 KERNEL_MAIN("server-watch-memory", tests, reserve_huge_pages, NULL)

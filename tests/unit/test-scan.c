@@ -235,6 +235,12 @@ static void an_exited_process_is_not_an_idle_one(void **state)
 	fake.pread = no_entry;
 	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), -ESRCH);
 	assert_true(walked == args.start);
+	/* Nor is a part of it all of it. */
+	kernel.ranges[0] = (struct libuffd_scan_range){ 0x2000, 0x3000, LIBUFFD_PAGE_WRITTEN };
+	kernel.n = 1;
+	kernel.ret = 1;
+	assert_int_equal(libuffd_scan(s, &args, out, 4, &walked), -ESRCH);
+	assert_true(walked == args.start);
 	libuffd_scan_close(s);
 }
 
