@@ -121,6 +121,19 @@ static void has_failed(uint64_t space)
 	child_goes(space);
 }
 
+/* A tenant may wait until its memory is the next server's, but its children have ended before that. */
+static void is_unknown(const struct libuffd_notice *n)
+{
+	uint64_t root;
+
+	pthread_mutex_lock(&house.lock);
+	root = root_of(n->space);
+	pthread_mutex_unlock(&house.lock);
+	if (root != n->space)
+		wrong("a child of space %llu waits at %#llx, where it has no region: done %u",
+		      (unsigned long long)root, (unsigned long long)n->address, n->done);
+}
+
 static void notice(void *ctx, const struct libuffd_notice *n)
 {
 	(void)ctx;
@@ -136,6 +149,9 @@ static void notice(void *ctx, const struct libuffd_notice *n)
 		break;
 	case LIBUFFD_NOTICE_FAILED:
 		has_failed(n->space);
+		break;
+	case LIBUFFD_NOTICE_UNKNOWN:
+		is_unknown(n);
 		break;
 	default:
 		break;
