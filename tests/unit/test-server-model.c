@@ -881,11 +881,16 @@ static bool is_plain(const struct fk_mm *mm, unsigned int first, unsigned int n)
 	return end == FK_SLOTS || mm->page[end].vma != mm->page[end - 1].vma;
 }
 
-/* Nothing is in the page table any more, and all of it in the file. */
-static struct fk_page left_of_file(const struct fk_page *old)
+/* Nothing is in the page table any more; of a file all is in it still. */
+static struct fk_page left_behind(const struct fk_page *old)
 {
-	struct fk_page p = *old;
+	struct fk_page p = {
+		.vma = old->vma, .missing = old->missing, .minds_wp = old->minds_wp, .law = LAW_ZERO
+	};
 
+	if (!old->file)
+		return p;
+	p = *old;
 	p.content = FK_ABSENT;
 	p.wp = p.own = p.keep_poison = p.asked = false;
 	return p;
@@ -931,14 +936,8 @@ static void op_move(void)
 	memcpy(moved, &mm->page[start], kept * sizeof(moved[0]));
 	mm->last_vma++;
 	for (unsigned int i = 0; i < kept; i++) {
-		struct fk_page *old = &mm->page[start + i], p = { 0 };
+		struct fk_page *old = &mm->page[start + i], p = left_behind(old);
 
-		p.vma = old->vma;
-		p.missing = old->missing;
-		p.minds_wp = old->minds_wp;
-		p.law = LAW_ZERO;
-		if (old->file)
-			p = left_of_file(old);
 		*old = leaves && old->law != LAW_UNKNOWN ? p : *old;
 		if (leaves &&
 		    (moved[i].tail || moved[i].law == LAW_UNKNOWN || moved[i].law == LAW_UNSURE)) {
@@ -1036,7 +1035,7 @@ static void inherit_page(struct fk_page *p)
 		p->busy = 0;
 	if (!p->file || p->minds_wp || p->content == FK_ABSENT)
 		return;
-	*p = left_of_file(p);
+	*p = left_behind(p);
 }
 
 static void op_fork(void)
@@ -2087,6 +2086,24 @@ static struct fk_mutator *moves(struct fk_mm *mm, unsigned int from, unsigned in
 	return mu;
 }
 
+/* As moves(), and the old place stays mapped: of a file with the same. */
+static struct fk_mutator *moves_and_stays(struct fk_mm *mm, unsigned int from, unsigned int to,
+					  unsigned int n)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	must(mu != NULL, "too much at a time");
+	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
+	mm->last_vma++;
+	for (unsigned int i = 0; i < n; i++) {
+		mm->page[to + i].vma = mm->last_vma;
+		mm->page[from + i] = left_behind(&mm->page[from + i]);
+	}
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), n * FK_PAGE);
+	linger(mm, mu);
+	return mu;
+}
+
 static struct fk_mutator *forks_one(struct fk_mm *mm)
 {
 	struct fk_mutator *mu = fk_mutator(mm);
@@ -2432,6 +2449,29 @@ static void a_child_may_take_the_place_that_it_left(void **unused)
 	end_calm();
 }
 
+/* Its parent has moved there, after the fork, from where the child has its pages. */
+static void what_a_child_leaves_behind_is_empty(void **unused)
+{
+	struct fk_mm *mm = begin_calm("is_empty"), *child;
+	struct fk_mutator *fork = forks_one(mm), *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	child = tell(mm, fork);
+	tell(mm, move);
+	must(space_of(child)->heir.n > 0, "the move is not in doubt");
+	tell(child, moves(child, 10, 30, 4));
+	tell(child, moves_and_stays(child, 30, 10, 4));
+	for (unsigned int i = 30; i < 34; i++) {
+		child->thread[1].slot = i;
+		fk_touch(child, &child->thread[1]);
+		pass_time();
+		must(child->thread[1].state == FK_RUNS, "who looks there waits for ever");
+	}
+	sees_all(child, 10, 4);
+	sees_all(mm, 30, 4);
+	end_calm();
+}
+
 /* Nobody serves this memory; it is where the parent has moved something that the child has kept. */
 static void what_a_child_has_elsewhere_is_not_brought_to_a_fault(void **unused)
 {
@@ -2648,24 +2688,6 @@ static void a_complete_region_leaves_the_child_too(void **unused)
 
 /* ---- One thing at a time: shared memory --------------------------------------------------------------- */
 
-/* As moves(), and the old place stays mapped, with the same file. */
-static struct fk_mutator *moves_and_stays(struct fk_mm *mm, unsigned int from, unsigned int to,
-					  unsigned int n)
-{
-	struct fk_mutator *mu = fk_mutator(mm);
-
-	must(mu != NULL, "too much at a time");
-	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
-	mm->last_vma++;
-	for (unsigned int i = 0; i < n; i++) {
-		mm->page[to + i].vma = mm->last_vma;
-		mm->page[from + i] = left_of_file(&mm->page[from + i]);
-	}
-	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), n * FK_PAGE);
-	linger(mm, mu);
-	return mu;
-}
-
 static void both_places_of_a_file_are_served(void **unused)
 {
 	struct fk_mm *mm = begin_calm_with("both_places", EVENTS, true, MEMORY);
@@ -2735,7 +2757,7 @@ static void what_is_lost_of_a_file_is_lost_everywhere(void **unused)
 		asks_for(mm, i);
 	child = tell(mm, forks_one(mm));
 	for (unsigned int i = 0; i < 4; i++)
-		child->page[30 + i] = left_of_file(&child->page[30 + i]);
+		child->page[30 + i] = left_behind(&child->page[30 + i]);
 	for (unsigned int i = 0; i < 2; i++) {
 		struct fk_mm *who = i ? child : mm;
 
@@ -2835,6 +2857,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_a_child_drops_there_reads_as_zeros),
 		cmocka_unit_test(a_child_may_move_it_on),
 		cmocka_unit_test(a_child_may_take_the_place_that_it_left),
+		cmocka_unit_test(what_a_child_leaves_behind_is_empty),
 		cmocka_unit_test(what_a_child_has_elsewhere_is_not_brought_to_a_fault),
 		cmocka_unit_test(moves_after_the_fork_take_no_room_from_those_before),
 		cmocka_unit_test(a_child_of_a_parent_that_does_not_move_keeps_nothing),
