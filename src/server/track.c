@@ -342,11 +342,11 @@ int srv_track_get(struct srv_track *t, uint64_t start, uint64_t end, bool reset,
 	srv_await_events(t->space);
 	while (n < cap && at < last) {
 		ret = srv_space_gone(t->space);
-		if (ret == 0) {
-			pthread_mutex_lock(&t->space->track_lock);
-			ret = take_run(t, &at, last, reset, &r);
-			pthread_mutex_unlock(&t->space->track_lock);
-		}
+		if (ret < 0)
+			break;
+		pthread_mutex_lock(&t->space->track_lock);
+		ret = take_run(t, &at, last, reset, &r);
+		pthread_mutex_unlock(&t->space->track_lock);
 		if (ret <= 0)
 			break;
 		if (n && continues(&out[n - 1], &r))
