@@ -96,7 +96,8 @@ struct libuffd_snapshot_opts {
  *            in memory or in the image; `path` and `piece`, or neither; @pid is negative
  *   -E2BIG   @opts is newer than the library and uses what it does not know
  *   -ENOENT  no such space
- *   -EOPNOTSUPP  its userfaultfd has FEATURE_WP_ASYNC or FEATURE_SIGBUS: nobody is asked before a write
+ *   -EOPNOTSUPP  its userfaultfd has FEATURE_WP_ASYNC or FEATURE_SIGBUS: nobody is asked before a write; or it has
+ *            FEATURE_POISON, pages are huge, and the kernel has no PAGEMAP_SCAN to tell poison there from what is absent (6.6)
  *   -ESRCH   no such process
  *   -EACCES -EPERM  its memory must not be looked at: that takes the right to trace it
  *   -EMFILE -ENFILE -ENOMEM
@@ -121,7 +122,7 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  * is not turned to be told of.
  *
  *   -EINVAL  @snap is NULL; or the kernel cannot protect this memory (before 5.7; before 5.19 other than private
- *            anonymous memory), or not with these pages
+ *            anonymous memory), or not with these pages; or its pages are smaller than it was said
  *   -EALREADY  it was run before
  *   -EDEADLK called from a callback of the server, or by a thread of its own
  *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges, and not as
@@ -131,8 +132,9 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  *   -ESTALE  a part was unmapped or moved, or its region removed, or it was dropped (MADV_DONTNEED and the like) just before
  *            it was copied, or before it had come from its source. Once more may do
  *   -ESRCH   the process has exited
- *   -EIO     a page cannot be read: it is poisoned, also because its source could not supply it, or a guard; or it is
- *            PROT_NONE where the kernel keeps rights in /proc/PID/mem too (see proc_mem.force_override, 6.12)
+ *   -EIO     a page cannot be read: it is poisoned, also because its source could not supply it, or a guard, or was lost to
+ *            bad memory; or there is one, perhaps in the file alone, and it is PROT_NONE where the kernel keeps rights in
+ *            /proc/PID/mem too (see proc_mem.force_override, 6.12)
  *   -ECANCELED  libuffd_snapshot_cancel()
  *   -ENOMEM  out of memory
  *   or what `piece` returned, or what the kernel says of open(2), pwrite(2), ftruncate(2), fsync(2) and renameat(2):

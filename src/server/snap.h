@@ -50,7 +50,9 @@ struct libuffd_snapshot {
 	struct srv_space *space;
 	struct libuffd *u; /* the space's userfaultfd once more: the space may end before this */
 	struct libuffd_snapshot_opts opts;
-	int mem, pagemap; /* of the process */
+	/* Of the process. The scanner is for huge pages. */
+	int mem, pagemap, maps;
+	struct libuffd_scanner *scanner;
 
 	struct snap_range *range; /* by address */
 	unsigned int nranges;
@@ -111,6 +113,24 @@ void srv_snap_wait(struct libuffd_snapshot *snap, uint64_t due);
 struct libuffd_snapshot *srv_snap_get(struct srv_space *sp);
 void srv_snap_put(struct libuffd_snapshot *snap);
 
+/* ---- snapshot-look.c ------------------------------------------------------------------------------ */
+
+/* What all else takes. 0 or -errno; closed again in any case. */
+int srv_snap_look_open(struct libuffd_snapshot *snap);
+void srv_snap_look_close(struct libuffd_snapshot *snap);
+/*
+ * Of a page that cannot be read: 0 if there is none, -EIO if that must not be taken for zeros, -EINVAL if it is of smaller
+ * ones; or -ESRCH.
+ */
+int srv_snap_look(const struct libuffd_snapshot *snap, const struct snap_range *r,
+		  uint64_t address);
+/*
+ * Why there is no page, where there was, or should have been: -ESTALE if it was dropped, or -EIO. The snapshot has failed.
+ * Not under the lock.
+ */
+int srv_snap_why_absent(const struct libuffd_snapshot *snap, const struct snap_range *r,
+			uint64_t address);
+
 /* ---- snapshot-served.c ---------------------------------------------------------------------------- */
 
 /* 1: regions of the space have all of the range, and may; 0: none has any of it; or -EBUSY. Under the space's lock. */
@@ -118,9 +138,8 @@ int srv_snap_served(const struct srv_space *sp, const struct snap_range *r);
 /* Before the pages of [start, end) are looked at: which of them have yet to come. 0 or -ESTALE. */
 int srv_snap_see_served(struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t start,
 			uint64_t end);
-/* Why there is no page, where there was, or should have been: -ESTALE if it was dropped. Not under the lock. */
-int srv_snap_why_absent(const struct libuffd_snapshot *snap, const struct snap_range *r,
-			uint64_t address);
+/* Why there is no page, where a region had one, or should have: -EIO if it is poison, or -ESTALE. Not under the lock. */
+int srv_snap_why_not_served(const struct libuffd_snapshot *snap, uint64_t address);
 /*
  * 1: whatever is to come of [start, end) is there; 0: not yet, and it has waited a little for it; or an error. Up to @last
  * it will be wanted, too. Under the lock, which it gives up meanwhile.

@@ -157,29 +157,13 @@ static int64_t read_there(const struct libuffd_snapshot *snap, uint64_t address,
 }
 
 /*
- * Of a page that cannot be read: 0 if there is none, -EIO if it is poison or a guard. Its entry is that of a page
- * which is swapped out, as that of a mark of protection is, which alone says that it is one.
- */
-static int look_closer(const struct libuffd_snapshot *snap, uint64_t address)
-{
-	uint64_t entry;
-	off_t at = (off_t)(address / snap->space->page_size * sizeof(entry));
-
-	if (pread(snap->pagemap, &entry, sizeof(entry), at) != sizeof(entry))
-		return -ESRCH;
-	if (entry & PM_PRESENT || (entry & PM_THERE && !(entry & PM_PROTECTED)))
-		return -EIO;
-	return 0;
-}
-
-/*
  * One page, all of it: its length; 0 if it is absent, or -errno. What came of a huge page that was dropped meanwhile is
  * of no use.
  */
-static int64_t read_page(const struct libuffd_snapshot *snap, uint64_t address, unsigned char *buf,
-			 uint64_t page)
+static int64_t read_page(const struct libuffd_snapshot *snap, const struct snap_range *r,
+			 uint64_t address, unsigned char *buf)
 {
-	uint64_t have = 0;
+	uint64_t have = 0, page = UINT64_C(1) << r->shift;
 	int64_t n;
 
 	while (have < page) {
@@ -187,8 +171,7 @@ static int64_t read_page(const struct libuffd_snapshot *snap, uint64_t address, 
 		if (n < 0)
 			return n;
 		if (!n) {
-			n = look_closer(snap, address + have);
-			return n < 0 ? n : 0;
+			return srv_snap_look(snap, r, address + have);
 		}
 		have += (uint64_t)n;
 	}
@@ -372,7 +355,7 @@ static int copy_one(struct libuffd_snapshot *snap, uint64_t page, struct snap_bu
 {
 	const struct snap_range *r;
 	uint64_t address = srv_snap_page_address(snap, page, &r), len = UINT64_C(1) << r->shift;
-	int64_t n = read_page(snap, address, b->data, len);
+	int64_t n = read_page(snap, r, address, b->data);
 	bool zero = n > 0 && is_zero(b->data, len);
 	const unsigned char got = 1;
 	int ret;
@@ -945,8 +928,7 @@ static int copy_chunk(struct libuffd_snapshot *snap, const struct snap_range *r,
 		have = (uint64_t)ret >> r->shift;
 	for (uint64_t i = 0; i < n && ret >= 0; i++) {
 		if (i >= have)
-			ret = read_page(snap, address + (i << r->shift), data + (i << r->shift),
-					len);
+			ret = read_page(snap, r, address + (i << r->shift), data + (i << r->shift));
 		got[i] = i < have || ret > 0;
 		if (!got[i] && ret == 0 && was_something(snap, page + i))
 			ret = srv_snap_why_absent(snap, r, address + (i << r->shift));

@@ -143,18 +143,15 @@ static int look(const struct libuffd_snapshot *snap, const struct snap_range *r,
 }
 
 /*
- * Poison in a huge page of hugetlb is nothing that pagemap knows of. Had it been dropped instead, that would be told (or be
- * on its way to be, and then one word is as good as the other).
+ * What was to be brought in may have been poisoned. Had it been dropped instead, that would be told (or be on its way to be,
+ * and then one word is as good as the other).
  */
-int srv_snap_why_absent(const struct libuffd_snapshot *snap, const struct snap_range *r,
-			uint64_t address)
+int srv_snap_why_not_served(const struct libuffd_snapshot *snap, uint64_t address)
 {
 	struct srv_space *sp = snap->space;
 	const struct srv_seg *seg;
 	int ret = -ESTALE;
 
-	if (!r->served)
-		return ret;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, address);
 	if (seg && seg->pages && seg->pages->poisoned &&

@@ -193,21 +193,6 @@ static int get_parts(struct libuffd_snapshot *snap)
 
 /* ---- Making and freeing ------------------------------------------------------------------------------ */
 
-static int open_of(int32_t pid, const char *what)
-{
-	char path[64];
-	int fd;
-
-	if (pid)
-		snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, what);
-	else
-		snprintf(path, sizeof(path), "/proc/self/%s", what);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return errno == ENOENT ? -ESRCH : -errno;
-	return fd;
-}
-
 static int open_memory(struct libuffd_snapshot *snap)
 {
 	int fd = fcntl(libuffd_fd(snap->space->u), F_DUPFD_CLOEXEC, 0), ret;
@@ -219,11 +204,7 @@ static int open_memory(struct libuffd_snapshot *snap)
 		close(fd);
 		return ret;
 	}
-	snap->mem = open_of(snap->opts.pid, "mem");
-	if (snap->mem < 0)
-		return snap->mem;
-	snap->pagemap = open_of(snap->opts.pid, "pagemap");
-	return snap->pagemap < 0 ? snap->pagemap : 0;
+	return srv_snap_look_open(snap);
 }
 
 static void *map(size_t len)
@@ -271,7 +252,7 @@ static void init(struct libuffd_snapshot *snap)
 {
 	pthread_condattr_t attr;
 
-	snap->mem = snap->pagemap = -1;
+	snap->mem = snap->pagemap = snap->maps = -1;
 	snap->full_end = &snap->full;
 	snap->told.phase = LIBUFFD_SNAPSHOT_NEW;
 	pthread_mutex_init(&snap->lock, NULL);
@@ -299,8 +280,9 @@ static int fill_in(struct libuffd_snapshot *snap)
 	snap->opts.changed = NULL;
 	snap->opts.path = snap->path;
 	snap->space = srv_space_find(snap->server, snap->opts.space);
-	if (!snap->space || atomic_load(&snap->space->dead))
-		return -ENOENT;
+	ret = snap->space ? srv_space_gone(snap->space) : -ENOENT;
+	if (ret < 0)
+		return ret;
 	if (snap->space->features & (LIBUFFD_FEATURE_WP_ASYNC | LIBUFFD_FEATURE_SIGBUS))
 		return -EOPNOTSUPP;
 	ret = open_memory(snap);
@@ -347,10 +329,7 @@ void libuffd_snapshot_free(struct libuffd_snapshot *snap)
 	if (!snap)
 		return;
 	libuffd_close(snap->u);
-	if (snap->mem >= 0)
-		close(snap->mem);
-	if (snap->pagemap >= 0)
-		close(snap->pagemap);
+	srv_snap_look_close(snap);
 	unmap(snap->state, (size_t)snap->npages);
 	unmap(snap->next, (size_t)snap->npages * sizeof(*snap->next));
 	unmap(snap->memory, snap->memory_len);
@@ -390,7 +369,7 @@ bool srv_snapshot_has(struct srv_space *sp, uint64_t start, uint64_t end)
 static int enter(struct libuffd_snapshot *snap)
 {
 	struct srv_space *sp = snap->space;
-	int ret = atomic_load(&sp->dead) ? -ENOENT : 0;
+	int ret = srv_space_gone(sp);
 
 	pthread_mutex_lock(&sp->lock);
 	if (atomic_load(&sp->snapshot))
@@ -424,8 +403,9 @@ static int take(struct libuffd_snapshot *snap)
 	if (ret < 0)
 		return ret;
 	/* It may have ended before it knew. */
-	if (atomic_load(&snap->space->dead))
-		srv_snap_fail(snap, -ENOENT);
+	ret = srv_space_gone(snap->space);
+	if (ret < 0)
+		srv_snap_fail(snap, ret);
 	ret = is_watched(snap) ? -EBUSY : srv_snap_arm(snap);
 	if (ret == 0)
 		ret = srv_snap_copy_all(snap);

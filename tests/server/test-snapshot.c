@@ -3,6 +3,8 @@
 #include "server.h"
 
 #include <dirent.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -1620,13 +1622,35 @@ static struct libuffd_scan_range range_of(size_t first, size_t n)
 					    .end = mem_at(&stage.m, first + n) };
 }
 
+/* Files of that one directory, the newest first, read by another server, since that of the snapshots was stopped. */
+static void load_chain(void **state, const char *const *names, size_t n)
+{
+	struct libuffd_source *layer[4], *src;
+	struct libuffd_region r;
+
+	for (size_t i = 0; i < n; i++) {
+		snprintf(shot.path, sizeof(shot.path), "%s/%s", shot.dir, names[i]);
+		layer[i] = source_of(shot.path);
+	}
+	assert_int_equal(libuffd_source_chain(layer, n, &src), 0);
+	keep(src);
+	libuffd_server_free(stage.s);
+	stage.s = NULL;
+	server_up(state);
+	stage_attach();
+	mem_map(&stage.other, stage_kind(state), stage.m.len / stage.m.page);
+	r = region_of(&stage.other, src);
+	add_region(&r);
+	turn_server();
+	expect_bytes(stage.other.addr, stage.data, stage.m.len);
+}
+
 /* A base and two deltas; in one of them a page has become zero, in the other it is told of a part of a page only. */
 static void a_chain_of_deltas_is_the_newest_image(void **state)
 {
+	static const char *const names[] = { "two", "one", "base" };
 	size_t pages = stage_pages(state);
-	struct libuffd_source *layer[3], *chain_source;
 	struct libuffd_scan_range changed[3];
-	struct libuffd_region r;
 
 	file_up(state, pages);
 	take_file("base");
@@ -1652,24 +1676,46 @@ static void a_chain_of_deltas_is_the_newest_image(void **state)
 	take_file("none");
 	expect_free();
 
-	snprintf(shot.path, sizeof(shot.path), "%s/two", shot.dir);
-	layer[0] = source_of(shot.path);
-	snprintf(shot.path, sizeof(shot.path), "%s/one", shot.dir);
-	layer[1] = source_of(shot.path);
-	snprintf(shot.path, sizeof(shot.path), "%s/base", shot.dir);
-	layer[2] = source_of(shot.path);
-	assert_int_equal(libuffd_source_chain(layer, 3, &chain_source), 0);
-	keep(chain_source);
-	/* Loaded by another server, since that of the snapshot was stopped. */
-	libuffd_server_free(stage.s);
-	stage.s = NULL;
-	server_up(state);
-	stage_attach();
-	mem_map(&stage.other, stage_kind(state), pages);
-	r = region_of(&stage.other, chain_source);
-	add_region(&r);
-	turn_server();
-	expect_bytes(stage.other.addr, stage.data, stage.m.len);
+	load_chain(state, names, 3);
+}
+
+/*
+ * While the program stands still its record is taken, and then the delta: so nothing is written between the two that neither
+ * has. What it writes from then on is the next record's.
+ */
+static void deltas_of_what_a_watch_tells_are_the_newest_image(void **state)
+{
+	static const char *const names[] = { "two", "one", "base" };
+	struct libuffd_watch_opts o = LIBUFFD_WATCH_OPTS_INIT;
+	struct libuffd_scan_range changed[4];
+	struct libuffd_watch *watch;
+	uint64_t walked;
+	int n;
+
+	file_up(state, stage_pages(state));
+	take_file("base");
+	o.flags = LIBUFFD_WATCH_REGISTER;
+	o.start = stage.m.start;
+	o.len = stage.m.len;
+	o.page_size = stage.m.page;
+	o.server = stage.s;
+	o.space = stage.space;
+	shot.opts.flags = LIBUFFD_SNAPSHOT_DELTA;
+	shot.opts.changed = changed;
+	for (unsigned char i = 0; i < 2; i++) {
+		assert_int_equal(libuffd_watch_start(stage.u, &o, &watch), 0);
+		change_page(0, (unsigned char)(0x21 + i));
+		change_page(i ? 3 : 1, (unsigned char)(i ? 0x23 : 0));
+		n = libuffd_watch_get(watch, o.start, o.start + o.len, LIBUFFD_WATCH_RESET, changed,
+				      4, &walked);
+		libuffd_watch_stop(watch);
+		assert_int_equal(n, i ? 2 : 1);
+		assert_int_equal(walked, o.start + o.len);
+		shot.opts.nchanged = (uint64_t)n;
+		take_file(names[1 - i]);
+	}
+	expect_free();
+	load_chain(state, names, 3);
 }
 
 static uint64_t get_number(const unsigned char *p)
@@ -1877,6 +1923,8 @@ static void a_process_that_exits_ends_it(void **state)
 		put_number(mem_page(&stage.m, i), 0);
 	start_program(pages);
 	turn_server();
+	/* With more of it all may have been copied for the writer by then, and nothing is missing. */
+	shot.opts.memory = 1;
 	shot_until_gate();
 	assert_int_equal(kill(stage.child, SIGKILL), 0);
 	assert_int_equal(waitpid(stage.child, NULL, 0), stage.child);
@@ -2177,14 +2225,186 @@ static void a_poisoned_page_is_not_passed_off_as_zeros(void **state)
 
 	shot_up(state, 8, LIBUFFD_FEATURE_POISON);
 	turn_server();
-	assert_int_equal(
-		libuffd_register(stage.u, mem_at(&stage.m, 3), stage.m.page, MISSING, NULL), 0);
+	mem_register(stage.u, &stage.m, MISSING);
 	assert_int_equal(libuffd_poison(stage.u, mem_at(&stage.m, 3), stage.m.page, 0, &done), 0);
-	assert_int_equal(libuffd_unregister(stage.u, mem_at(&stage.m, 3), stage.m.page), 0);
+	assert_int_equal(libuffd_unregister(stage.u, stage.m.start, stage.m.len), 0);
 	shot_new();
 	assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	shot_forget();
 	assert_int_equal(madvise(mem_page(&stage.m, 3), stage.m.page, MADV_DONTNEED), 0);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
 	expect_free();
+}
+
+/* Written by somebody else, and nobody has looked at it here: no page of the mapping's, but no zeros. */
+static void what_only_the_file_has_is_in_it(void **state)
+{
+	shot_up(state, 8, 0);
+	turn_server();
+	mem_fill_file(&stage.m, 3, 0x21);
+	memset(stage.data + 3 * stage.m.page, 0x21, stage.m.page);
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+	expect_image();
+	shot_forget();
+	/* Nor where nobody may look. */
+	mem_fill_file(&stage.m, 5, 0x22);
+	memset(stage.data + 5 * stage.m.page, 0x22, stage.m.page);
+	assert_int_equal(mprotect(mem_page(&stage.m, 5), stage.m.page, PROT_NONE), 0);
+	shot_new();
+	if (mem_reads_everything()) {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+		expect_image();
+	} else {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	}
+	assert_int_equal(mprotect(mem_page(&stage.m, 5), stage.m.page, PROT_READ | PROT_WRITE), 0);
+	expect_free();
+}
+
+/* There since before the instant, and not to be had: neither was it dropped, nor is it one of zeros. */
+static void what_is_swapped_out_and_may_not_be_read_says_so(void **state)
+{
+	requires_swap();
+	shot_up(state, 8, 0);
+	turn_server();
+	assert_true(page_out(mem_page(&stage.m, 4), stage.m.page));
+	assert_int_equal(mprotect(mem_page(&stage.m, 4), stage.m.page, PROT_NONE), 0);
+	shot_new();
+	if (mem_reads_everything()) {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+		expect_image();
+	} else {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	}
+	assert_int_equal(mprotect(mem_page(&stage.m, 4), stage.m.page, PROT_READ | PROT_WRITE), 0);
+	expect_bytes(mem_page(&stage.m, 4), data_page(4), stage.m.page);
+	expect_free();
+}
+
+#ifndef MADV_HWPOISON
+#define MADV_HWPOISON 100
+#endif
+
+static void no_matter(int sig)
+{
+	(void)sig;
+}
+
+/* Who has the page is told by a signal. */
+static int lose_page(void *addr)
+{
+	struct sigaction sa = { .sa_handler = no_matter }, old;
+	int error;
+
+	sigaction(SIGBUS, &sa, &old);
+	error = madvise(addr, page_size(), MADV_HWPOISON) ? errno : 0;
+	sigaction(SIGBUS, &old, NULL);
+	return error;
+}
+
+static void what_bad_memory_had_says_so(void **state)
+{
+	if (!in_test_vm())
+		SKIP("vm", "a page would be lost to this machine");
+	if (geteuid())
+		SKIP("root", "only root can say that a page is lost");
+	shot_up(state, 8, 0);
+	turn_server();
+	if (lose_page(mem_page(&stage.m, 4)))
+		SKIP("hwpoison", "this kernel does not handle memory failures");
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	halt_server();
+	for (size_t i = 0; i < stage.m.len / stage.m.page; i++)
+		if (i != 4)
+			poke(mem_page(&stage.m, i), 0x77);
+	assert_int_equal(waiters(stage.u), 0);
+}
+
+/* What looks absent by its first part has others that are there. */
+static void a_page_size_that_is_not_the_memorys_is_refused(void **state)
+{
+	size_t page, at;
+
+	shot_up(state, 8, 0);
+	turn_server();
+	page = stage.m.page;
+	at = stage.m.start / page % 2 ? 1 : 2;
+	assert_int_equal(madvise(stage.m.addr, stage.m.len, MADV_DONTNEED), 0);
+	poke(mem_page(&stage.m, at + 1), 1);
+	shot.range = (struct libuffd_snapshot_range){ mem_at(&stage.m, at), 2 * page, 0, 2 * page };
+	shot_new();
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -EINVAL);
+	assert_int_equal(shot.seen, 0);
+	expect_free();
+}
+
+/* PAGEMAP_SCAN is none of this process's calls any more. */
+static bool forbid_scan(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0xc0606610, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOTTY),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { ARRAY_SIZE(code), code };
+
+	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
+	       !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+enum { AS_DOCUMENTED, NO_FILTER, NO_SERVER, NOT_REFUSED };
+
+/* In a child, where no assertion may be made: its exit status. */
+static int huge_without_scan(uint64_t features, int want)
+{
+	struct libuffd_server_opts s_opts = LIBUFFD_SERVER_OPTS_INIT;
+	struct libuffd_open_opts u_opts = LIBUFFD_OPEN_OPTS_INIT;
+	struct libuffd_snapshot *snap = NULL;
+	struct libuffd_server *s = NULL;
+	struct libuffd *u = NULL;
+	int ret;
+
+	u_opts.flags = LIBUFFD_OPEN_USER_MODE_OK;
+	u_opts.required = features;
+	if (libuffd_open(&u_opts, &u) || libuffd_server_new(&s_opts, &s) ||
+	    libuffd_server_attach(s, u, NULL, &shot.opts.space))
+		return NO_SERVER;
+	ret = libuffd_snapshot_new(s, &shot.opts, &snap);
+	libuffd_snapshot_free(snap);
+	libuffd_server_free(s);
+	libuffd_close(u);
+	return ret == want ? AS_DOCUMENTED : NOT_REFUSED;
+}
+
+/* As on 6.6, which has poison and nothing that tells of it where pages are huge. */
+static void poison_that_nothing_tells_of_is_refused(void **state)
+{
+	int status;
+
+	REQUIRES(LIBUFFD_FEATURE_POISON);
+	mem_map(&stage.m, stage_kind(state), 8);
+	shot_opts(8);
+	shot.range = (struct libuffd_snapshot_range){ (uint64_t)1 << 30, 1 << 30, 0, 1 << 30 };
+	fflush(stdout);
+	stage.child = fork();
+	assert_true(stage.child >= 0);
+	if (!stage.child) {
+		if (!forbid_scan())
+			_exit(NO_FILTER);
+		status = huge_without_scan(LIBUFFD_FEATURE_POISON, -EOPNOTSUPP);
+		_exit(status == AS_DOCUMENTED ? huge_without_scan(0, 0) : status);
+	}
+	status = child_status();
+	if (status == NO_FILTER)
+		SKIP("seccomp", "a filter of system calls cannot be installed");
+	assert_int_equal(status, AS_DOCUMENTED);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -2246,6 +2466,7 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(a_directory_of_that_name_stays, MEM_ANON),
 	SHOT_OF(names_that_are_taken_are_left_alone, MEM_ANON),
 	SHOT_ALL(a_chain_of_deltas_is_the_newest_image),
+	SHOT_ALL(deltas_of_what_a_watch_tells_are_the_newest_image),
 	SHOT_OF(a_delta_is_what_the_design_says, MEM_ANON),
 	SHOT_OF(entries_that_cannot_be_are_refused, MEM_ANON),
 	SHOT_OF(another_process_is_taken_at_one_instant, MEM_ANON),
@@ -2257,7 +2478,17 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(a_userfaultfd_that_asks_nobody_is_refused, MEM_ANON),
 	SHOT_OF(one_with_asynchronous_protection_is_refused, MEM_ANON),
 	SHOT_OF(it_is_not_run_by_who_answers_faults, MEM_ANON),
-	SHOT_OF(a_poisoned_page_is_not_passed_off_as_zeros, MEM_ANON),
+	SHOT_ALL(a_poisoned_page_is_not_passed_off_as_zeros),
+	SHOT_OF(what_only_the_file_has_is_in_it, MEM_SHMEM_PRIVATE),
+	SHOT_OF(what_only_the_file_has_is_in_it, MEM_SHMEM_SHARED),
+	SHOT_OF(what_only_the_file_has_is_in_it, MEM_HUGETLB_PRIVATE),
+	SHOT_OF(what_only_the_file_has_is_in_it, MEM_HUGETLB_SHARED),
+	SHOT_OF(what_is_swapped_out_and_may_not_be_read_says_so, MEM_ANON),
+	SHOT_OF(what_is_swapped_out_and_may_not_be_read_says_so, MEM_SHMEM_PRIVATE),
+	SHOT_OF(what_is_swapped_out_and_may_not_be_read_says_so, MEM_SHMEM_SHARED),
+	SHOT_ALL(what_bad_memory_had_says_so),
+	SHOT_OF(a_page_size_that_is_not_the_memorys_is_refused, MEM_ANON),
+	SHOT(poison_that_nothing_tells_of_is_refused, POLL, MEM_ANON),
 };
 
 KERNEL_MAIN("server-snapshot", tests, reserve_huge_pages, NULL)

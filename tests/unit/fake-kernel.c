@@ -850,6 +850,30 @@ int libuffd_copy(const struct libuffd *u, uint64_t dst, const void *src, size_t 
 	return install(u, COPY, dst, src, len, flags, done);
 }
 
+/* As before 6.7. */
+int libuffd_scan_open(pid_t pid, struct libuffd_scanner **out)
+{
+	(void)pid;
+	*out = NULL;
+	return -ENOTTY;
+}
+
+int libuffd_scan(struct libuffd_scanner *s, const struct libuffd_scan_args *args,
+		 struct libuffd_scan_range *out, size_t cap, uint64_t *walked)
+{
+	(void)s;
+	(void)args;
+	(void)out;
+	(void)cap;
+	(void)walked;
+	return -ENOTTY;
+}
+
+void libuffd_scan_close(struct libuffd_scanner *s)
+{
+	(void)s;
+}
+
 int libuffd_continue(const struct libuffd *u, uint64_t dst, size_t len, uint64_t flags,
 		     size_t *done)
 {
