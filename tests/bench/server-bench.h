@@ -15,7 +15,7 @@
 #define MAX_ROUNDS 64
 
 /* A program, and its main(). */
-#define MOST_PARTS 12
+#define MOST_PARTS 13
 
 struct program {
 	const char *what;  /* is measured */
@@ -39,6 +39,7 @@ void server_scale(void);
 void server_memory(void);
 void server_track(void);
 void server_snapshot(void);
+void server_workingset(void);
 
 extern uint32_t engine; /* LIBUFFD_ENGINE_* that servers are made with */
 extern uint32_t

@@ -122,6 +122,13 @@ def what_cannot_be_measured_is_told():
     check("not measured: " + told["rows"][0]["not_measured"] in words, words)
 
 
+def what_the_kernel_lacks_is_told():
+    text, told = measure(SERVER, "--part", "13")
+    consistent(text, told, "server")
+    lacking = [row["not_measured"] for row in told["rows"] if "not_measured" in row]
+    check(lacking == ["the kernel has no RWP (7.3)"] if lacking else len(told["rows"]) == 17, told)
+
+
 def serve_bench_measures_and_draws():
     """All of it, but for the cold file, which there is not in memory, and what needs an NBD server."""
     if not SERVE:
@@ -160,6 +167,7 @@ TESTS = [
     server_bench_measures_and_draws,
     server_bench_tells_the_engine_that_was_asked_for,
     what_cannot_be_measured_is_told,
+    what_the_kernel_lacks_is_told,
     serve_bench_measures_and_draws,
     errors_name_the_program,
 ]
