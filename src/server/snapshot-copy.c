@@ -170,9 +170,8 @@ static int64_t read_page(const struct libuffd_snapshot *snap, const struct snap_
 		n = read_there(snap, address + have, buf + have, page - have);
 		if (n < 0)
 			return n;
-		if (!n) {
+		if (!n)
 			return srv_snap_look(snap, r, address + have);
-		}
 		have += (uint64_t)n;
 	}
 	return (int64_t)page;
