@@ -310,12 +310,21 @@ static void watch_child(void **state)
 	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch.w), 0);
 }
 
+/* A list may end early where the process has; what comes next says so. */
 static int get_all(uint64_t flags, struct libuffd_scan_range *out, size_t cap)
 {
-	uint64_t at = stage.m.start, end = at + stage.m.len;
-	int n = libuffd_watch_get(watch.w, at, end, flags, out, cap, &at);
+	uint64_t at = stage.m.start, end = at + stage.m.len, from;
+	int n = 0, more;
 
-	assert_int_equal(at, n < 0 ? stage.m.start : end);
+	do {
+		from = at;
+		more = libuffd_watch_get(watch.w, from, end, flags, out + n, cap - (size_t)n, &at);
+		if (more < 0) {
+			assert_int_equal(at, from);
+			return more;
+		}
+		n += more;
+	} while (at < end);
 	return n;
 }
 
