@@ -405,6 +405,16 @@ void expect_fds(size_t n)
 	}
 }
 
+void expect_no_more_fds(size_t n)
+{
+	for (int i = 0; server_fds() > n; i++) {
+		if (i == PATIENCE_MS)
+			fail_msg("uffd-serve has %zu descriptors, and not %zu at most",
+				 server_fds(), n);
+		pause_ms();
+	}
+}
+
 /* ---- Tests --------------------------------------------------------------------------------------------- */
 
 int case_begin(void **state)

@@ -90,6 +90,8 @@ size_t server_fds(void);
 size_t server_threads(void);
 /* Until it has so many descriptors. */
 void expect_fds(size_t n);
+/* The same, where some may have been about to be closed when they were counted. */
+void expect_no_more_fds(size_t n);
 
 int rig_main(int argc, char **argv, const char *name, const struct CMUnitTest *tests, size_t n);
 

@@ -441,7 +441,8 @@ static void machines_are_killed_at_any_point_and_leave_nothing(void **state)
 	kib = server_rss();
 	for (size_t n = rig_often(10, 2); n; n--)
 		machines_live_and_die(&seed);
-	expect_fds(fds);
+	/* It may not have been done with the last of those. What each left would be more than that. */
+	expect_no_more_fds(fds);
 	assert_int_equal(server_threads(), threads);
 	/* A machine has 4 MiB: half of one is less than what any of them would leave. */
 	if (!UNDER_SANITIZER)
