@@ -683,9 +683,6 @@ void srv_moves_rested(struct srv_moves *v, struct srv_map *m, bool heir)
 {
 	while (v->naside && !heir)
 		forget_aside(v, m, 0);
-	/* MREMAP_DONTUNMAP left it. */
-	for (size_t i = 0; i < m->n; i++)
-		m->seg[i].stays = !m->seg[i].nobodys && (!m->seg[i].pages || m->seg[i].second);
 	v->ncame = v->ncut = v->nlate = v->neither = v->ndoubtful = 0;
 	v->doubts = false;
 }

@@ -751,6 +751,12 @@ void srv_map_trusted(struct srv_map *m, size_t i)
 	join(m, i);
 }
 
+void srv_map_rested(struct srv_map *m)
+{
+	for (size_t i = 0; i < m->n; i++)
+		m->seg[i].stays = !m->seg[i].nobodys && (!m->seg[i].pages || m->seg[i].second);
+}
+
 void srv_map_fill(struct srv_map *m, uint64_t start, uint64_t end, unsigned int page_shift,
 		  bool nobodys)
 {

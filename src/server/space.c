@@ -711,8 +711,12 @@ bool srv_space_settle(struct srv_port *port)
 void srv_space_rests(struct srv_space *sp)
 {
 	pthread_mutex_lock(&sp->lock);
-	if (!sp->events.doubts)
+	if (!sp->events.doubts) {
 		srv_moves_rested(&sp->events, &sp->map, srv_is_heir(&sp->heir));
+		/* What a child has of its parent's map it may have lost with the parent, before the fork. */
+		if (!sp->owned)
+			srv_map_rested(&sp->map);
+	}
 	pthread_mutex_unlock(&sp->lock);
 }
 
@@ -790,7 +794,8 @@ static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 
 /*
  * What is doubted of the parent may have been so before the fork or not, and that something is there in the child says
- * nothing of which of the two it is: its faults are looked into as those where nothing is known (heirs.c).
+ * nothing of which of the two it is: its faults are looked into as those where nothing is known (heirs.c). Nor is
+ * anything certain of what moves have left.
  */
 static void doubt_nothing(struct srv_space *child, const struct srv_space *parent)
 {
@@ -799,6 +804,8 @@ static void doubt_nothing(struct srv_space *child, const struct srv_space *paren
 
 	memcpy(v->either, parent->events.either, sizeof(v->either));
 	v->neither = parent->events.neither;
+	for (size_t i = 0; i < child->map.n; i++)
+		child->map.seg[i].stays = false;
 	while ((seg = first_doubted(&child->map)))
 		srv_moves_settled(v, &child->map, (size_t)(seg - child->map.seg), SRV_UNSURE);
 	v->neither = 0;

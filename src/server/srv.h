@@ -174,6 +174,8 @@ uint64_t srv_map_remapped(struct srv_map *m, uint64_t from, uint64_t to, uint64_
 uint64_t srv_map_doubted(struct srv_map *m, uint64_t start, uint64_t end);
 /* The piece at @i has not. */
 void srv_map_trusted(struct srv_map *m, size_t i);
+/* All was told: what moves have left behind is there still, MREMAP_DONTUNMAP left it. */
+void srv_map_rested(struct srv_map *m);
 /* Where nothing is known there is memory without pages: zeros, or nobody's. */
 void srv_map_fill(struct srv_map *m, uint64_t start, uint64_t end, unsigned int page_shift,
 		  bool nobodys);

@@ -3076,6 +3076,30 @@ static void what_was_left_and_stays_moves_on(void **unused)
 	end_calm();
 }
 
+/* The parent's map had it at the fork, left by a move, but it had been unmapped. */
+static void what_a_child_lacks_is_not_in_its_way(void **unused)
+{
+	struct fk_mm *mm = begin_calm("is_lacked"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	begin_to_tell(mm, move);
+	turn(0);
+	child = tell(mm, forks_one(mm));
+	while (move->state != FK_IDLE) {
+		fk_run_mutator(mm, move);
+		turn(0);
+	}
+	pass_time();
+	sees(child, 30);
+	tell(child, moves(child, 30, 60, 4));
+	pass_time();
+	tell(child, moves(child, 60, 10, 4));
+	tell(child, moves(child, 10, 50, 4));
+	sees_all(child, 50, 4);
+	end_calm();
+}
+
 static void what_one_drops_of_a_file_is_gone_for_all(void **unused)
 {
 	(void)unused;
@@ -3146,6 +3170,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_lies_behind_a_shorter_target_stays),
 		cmocka_unit_test(what_is_left_of_what_came_moves_on),
 		cmocka_unit_test(what_was_left_and_stays_moves_on),
+		cmocka_unit_test(what_a_child_lacks_is_not_in_its_way),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
