@@ -733,6 +733,15 @@ static int see_all(struct libuffd_snapshot *snap)
 	return ret;
 }
 
+/* REGISTER says -ENOMEM of an address space that is no more, as of too many mappings; COPY does not. */
+static bool has_exited(const struct libuffd_snapshot *snap, uint64_t address)
+{
+	size_t done;
+
+	return libuffd_copy(snap->u, address, snap->server->trap, snap->space->page_size,
+			    LIBUFFD_COPY_DONTWAKE, &done) == -ESRCH;
+}
+
 /* What another userfaultfd has is left alone: older kernels let anybody unregister it. */
 static int register_all(struct libuffd_snapshot *snap)
 {
@@ -749,6 +758,8 @@ static int register_all(struct libuffd_snapshot *snap)
 		/* Where a mapping could not be split some of them may be registered. */
 		if (ret == 0 || ret == -ENOMEM)
 			snap->nregistered++;
+		if (ret == -ENOMEM && has_exited(snap, snap->part[i].start))
+			ret = -ESRCH;
 	}
 	return ret;
 }

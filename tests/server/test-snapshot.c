@@ -1937,6 +1937,20 @@ static void a_process_that_exits_ends_it(void **state)
 	assert_true(ret == -ESRCH || ret == -ENOENT);
 }
 
+/* Nobody has told the server, and the kernel says that there is no memory. */
+static void a_process_that_has_exited_is_no_lack_of_memory(void **state)
+{
+	size_t pages = 4;
+
+	shot_up(state, pages, 0);
+	start_program(pages);
+	shot_new();
+	assert_int_equal(kill(stage.child, SIGKILL), 0);
+	assert_int_equal(waitpid(stage.child, NULL, 0), stage.child);
+	stage.child = 0;
+	assert_int_equal(libuffd_snapshot_run(shot.snap), -ESRCH);
+}
+
 /* The server's process: a snapshot so slow that it never ends. */
 static int be_the_server(void **state, int tell)
 {
@@ -2471,6 +2485,7 @@ static const struct CMUnitTest tests[] = {
 	SHOT_OF(entries_that_cannot_be_are_refused, MEM_ANON),
 	SHOT_OF(another_process_is_taken_at_one_instant, MEM_ANON),
 	SHOT_OF(a_process_that_exits_ends_it, MEM_ANON),
+	SHOT_OF(a_process_that_has_exited_is_no_lack_of_memory, MEM_ANON),
 	SHOT_OF(a_server_that_is_killed_leaves_the_old_file_and_free_memory, MEM_ANON),
 	SHOT_OF(nonsense_is_refused, MEM_ANON),
 	SHOT_OF(memory_that_is_not_to_be_had_is_left_alone, MEM_ANON),
