@@ -28,12 +28,12 @@ said = {}  # of a failure: what was said with it
 
 def remarks(text, match):
     """What a file of TAP says of a failure: some programs do before its line, others after it."""
-    before = text[:match.start()].splitlines()
-    after = text[match.end() + 1:].splitlines()
-    lines = list(itertools.takewhile(lambda line: line.startswith("#"), after))
-    if not lines:
-        lines = list(itertools.takewhile(lambda line: line.startswith("#"), reversed(before)))[:SAID][::-1]
-    return [line[:WIDE] for line in lines[:SAID]]
+    def comments(lines, most):
+        return list(itertools.islice(itertools.takewhile(lambda line: line.startswith("#"), lines), most))
+
+    before = comments(reversed(text[:match.start()].splitlines()), SAID // 2)[::-1]
+    after = comments(text[match.end() + 1:].splitlines(), SAID)
+    return [line[:WIDE] for line in before + after]
 
 
 def take_tap(where, text, result_ok):
