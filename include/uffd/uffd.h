@@ -589,8 +589,9 @@ struct libuffd_answer {
  * passing race; supplies zeros to hugetlb and to write-protected installs by copying; and wakes
  * everybody whose page is there or will never be (unless told DONTWAKE).
  *
- * Bytes and protected zeros take poison back, and so do plain zeros in a range registered for WP:
- * do not answer what was poisoned.
+ * Bytes and protected zeros take poison back, and so do plain zeros in shared memory, in hugetlb and
+ * in a range registered for WP: do not answer what was poisoned, not even who asks for it. Whoever
+ * found nothing there a moment before may ask behind the poison: answer him with poison again.
  *
  * *@done (may be NULL) gets the bytes from start that are answered. The page at start + *done is
  * the one that failed: go on there, give it another answer, or pass over it.

@@ -10,7 +10,8 @@
  *   present   it was supplied once. With events of removal the program cannot have dropped it unseen by
  *             madvise, only by punching the file: zeros, which a page that is there after all survives
  *             (it is woken). Without these events nobody says that it was dropped, so what the source
- *             has is right: it is fetched again
+ *             has is right: it is fetched again. So it is where some pages are lost, since poison does not
+ *             survive zeros
  * What is removed of shared memory is so in all that have it from one region (space.c), and in either place of it where a
  * move left the old one mapped: both have the same pages (regions.c), and an answer in one wakes those of the other.
  * In a child what is known may be another's (heirs.c): where it has no pages, that is looked into first.
@@ -458,13 +459,14 @@ static uint32_t without_pages(const struct libuffd_fault *fault)
 }
 
 /*
- * Poison is of one page table. A child has none of its parent's where the memory is shared, nor has what a move left
- * behind: what is missing there may be lost, and the source knows.
+ * Which pages are lost is not kept, and the source knows. Poison is of one page table: a child has none of its parent's where
+ * the memory is shared, nor has what a move left behind. And whoever found nothing a moment before the poison came goes to
+ * sleep behind its wake, since to the kernel a mark is as good as nothing when it looks a last time: zeros would replace
+ * it in shared memory, in huge pages, and where writes are protected.
  */
-static bool may_be_poison(const struct srv_space *sp, const struct srv_seg *seg)
+static bool may_be_poison(const struct srv_pages *pages)
 {
-	return seg->pages->poisoned && srv_is_shared(seg->pages->region) &&
-	       (seg->second || sp->owned);
+	return pages->poisoned;
 }
 
 /* Under the lock. */
@@ -513,7 +515,7 @@ static void judge(struct srv_port *port, const struct srv_seg *seg,
 			v->nothing = true;
 		} else if (minor)
 			v->bare = LIBUFFD_ANSWER_CONTINUE;
-		else if (told && !may_be_poison(port->space, seg))
+		else if (told && !may_be_poison(p))
 			v->bare = LIBUFFD_ANSWER_ZERO;
 		else
 			demand(port, seg, i, arrived, v);

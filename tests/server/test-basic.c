@@ -583,6 +583,53 @@ static void lost_bytes_are_a_signal_and_never_zeros(void **state)
 	assert_int_equal(touch(mem_page(&stage.m, 0), true, &byte), SIGBUS);
 }
 
+/* Nobody has touched it, for all that the kernel knows; the server is not told. */
+static void map_anew(const struct mem *m, size_t page, uint64_t modes)
+{
+	int flags = MAP_FIXED | (mem_is_shared(m->kind) ? MAP_SHARED : MAP_PRIVATE);
+	void *at = mem_page(m, page);
+
+	flags |= m->memfd < 0 ? MAP_ANONYMOUS : 0;
+	assert_ptr_equal(mmap(at, m->page, PROT_READ | PROT_WRITE, flags, m->memfd,
+			      m->memfd < 0 ? 0 : (off_t)(page * m->page)),
+			 at);
+	assert_int_equal(libuffd_register(stage.u, mem_at(m, page), m->page, modes, NULL), 0);
+}
+
+/*
+ * Who finds no page a moment before the poison comes sleeps behind its wake, since a mark is as good as nothing to the kernel
+ * when he looks a last time. Zeros would take it back: in shared memory, in huge pages, and where writes are protected.
+ */
+static void who_comes_late_for_lost_bytes_gets_no_zeros(void **state)
+{
+	enum mem_kind kind = stage_kind(state);
+	bool protects = !mem_is_shared(kind) && !mem_is_hugetlb(kind);
+	uint64_t modes = MISSING | (protects ? WP : 0);
+	struct libuffd_region r;
+	struct faulter *f;
+	size_t done;
+
+	if (protects)
+		REQUIRES(wp_features(kind));
+	stage_up(state, 2, modes, LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_EVENT_REMOVE);
+	r = region_of(&stage.m, custom_source(fetch_poison));
+	the_custom = r.source;
+	r.modes = modes;
+	r.flags |= mem_is_shared(kind) ? LIBUFFD_REGION_SHARED : 0;
+	add_region(&r);
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	step_until_done(f);
+	assert_int_equal(f->signal, SIGBUS);
+	map_anew(&stage.m, 1, modes);
+	f = start_faulter(mem_page(&stage.m, 1), false, 0);
+	wait_asleep(stage.u, 1, &stage.m);
+	assert_int_equal(libuffd_poison(stage.u, mem_at(&stage.m, 1), stage.m.page,
+					LIBUFFD_POISON_DONTWAKE, &done),
+			 0);
+	step_until_done(f);
+	assert_int_equal(f->signal, SIGBUS);
+}
+
 static void an_error_is_a_signal_where_poison_is_the_policy(void **state)
 {
 	struct libuffd_notice n;
@@ -1786,6 +1833,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_CUSTOM_ZERO),
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_THREAD),
 	OF_ALL(lost_bytes_are_a_signal_and_never_zeros),
+	OF_ALL(who_comes_late_for_lost_bytes_gets_no_zeros),
 	OF_SMALL(an_error_is_a_signal_where_poison_is_the_policy),
 	OF_SMALL(an_error_is_a_signal_where_the_caller_knows_that_it_can_be),
 	OF_SMALL(an_error_stops_the_space_where_failing_is_the_policy),

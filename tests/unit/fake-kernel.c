@@ -747,9 +747,9 @@ static int may_install(const struct fk_page *p, enum op op, bool wp)
 {
 	if (wp && !p->minds_wp)
 		return -EINVAL;
-	/* A mark in the page table is overwritten by pages, not by other marks. */
+	/* A mark in the page table is overwritten by pages, not by other marks; in private memory ZEROPAGE maps no page of its own. */
 	if (p->content == FK_BYTES || (op == POISON && (p->content == FK_POISON || p->wp)) ||
-	    (p->content == FK_POISON && op == ZERO))
+	    (p->content == FK_POISON && op == ZERO && !p->file))
 		return -EEXIST;
 	if (op == CONTINUE)
 		return !p->file ? -EINVAL : fk_cached(p) ? 0 : -EFAULT;
@@ -778,6 +778,7 @@ static void put_in(struct fk_mm *mm, unsigned int slot, enum op op, uint64_t tag
 	p->wp = wp;
 	p->own = false;
 	p->keep_poison = op == POISON;
+	p->asked_late = false;
 	fk.continued += op == CONTINUE;
 	fk.installed += op != POISON;
 }
@@ -797,6 +798,22 @@ static int install_one(struct fk_mm *mm, unsigned int slot, enum op op, const un
 	}
 	put_in(mm, slot, op, op == COPY ? tag_of(data) : op == CONTINUE ? fk_tag(p) : FK_ZERO, wp);
 	return 0;
+}
+
+/*
+ * A thread that had found nothing before the poison came goes to sleep behind the wake: to the kernel a mark is as good as
+ * nothing when it looks a last time.
+ */
+static void come_late(struct fk_mm *mm, unsigned int slot)
+{
+	struct fk_thread *t = &mm->thread[rnd(FK_THREADS)];
+
+	if (t->state != FK_RUNS || !mm->page[slot].missing)
+		return;
+	t->slot = slot;
+	mm->page[slot].asked_late = true;
+	fault(t, 0);
+	trace("mm %u: a thread comes late to slot %u", mm->id, slot);
 }
 
 static int install(const struct libuffd *u, enum op op, uint64_t start, const void *src,
@@ -824,6 +841,8 @@ static int install(const struct libuffd *u, enum op op, uint64_t start, const vo
 	*done = i * FK_PAGE;
 	if (i)
 		wake(mm, first, first + i);
+	if (i && op == POISON && !fk.calm && chance(30))
+		come_late(mm, first);
 	return ret < 0 && i ? -EAGAIN : ret;
 }
 

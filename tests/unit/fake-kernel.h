@@ -77,6 +77,7 @@ struct fk_page {
 	bool asked;
 	bool may_poison;  /* the kernel refused to install it */
 	bool keep_poison; /* bytes must not take it back */
+	bool asked_late;  /* but those that the source has by now, for who comes late */
 	uint16_t index;	  /* in the region */
 	uint16_t from;	  /* page of the source */
 };

@@ -435,7 +435,8 @@ void law_install(const struct fk_mm *mm, unsigned int slot, enum fk_content cont
 	 */
 	must(!p->keep_poison || p->content != FK_POISON ||
 		     (t == FK_ZERO &&
-		      (p->may_poison || (p->law == LAW_UNKNOWN && behind_growing(mm, slot)))),
+		      (p->may_poison || (p->law == LAW_UNKNOWN && behind_growing(mm, slot)))) ||
+		     (p->asked_late && lawful(p, t)),
 	     "mm %u: poison of slot %u is taken back", mm->id, slot);
 	must(p->law != LAW_PLAIN && (lawful(p, t) || (p->law == LAW_UNKNOWN && t == FK_ZERO &&
 						      behind_growing(mm, slot))),
@@ -2742,6 +2743,35 @@ static void asks_for(struct fk_mm *mm, unsigned int page)
 	must(mm->thread[1].state == FK_RUNS, "who asks for page %u waits for ever", page);
 }
 
+/* Whoever found nothing a moment before sleeps behind the wake, and the kernel lets zeros replace the mark. */
+static void who_comes_late_for_a_lost_page_gets_no_zeros(void **unused)
+{
+	struct fk_mm *mm;
+
+	(void)unused;
+	for (unsigned int shared = 0; shared < 2; shared++) {
+		mm = begin_calm_with("comes_late", EVENTS, shared, CUSTOM);
+		m.lost[0] = true;
+		/* In private memory it is so where writes are protected. */
+		for (unsigned int i = 10; i < 14; i++)
+			mm->page[i].minds_wp = !shared;
+		asks_for(mm, 10);
+		must(mm->page[10].content == FK_POISON, "it is not lost");
+		mm->page[10].content = FK_ABSENT;
+		mm->thread[2].slot = 10;
+		fk_touch(mm, &mm->thread[2]);
+		mm->page[10].content = FK_POISON;
+		for (unsigned int n = 0; n < 10; n++) {
+			while (m.nrequests)
+				custom_answer(0);
+			pass_time();
+		}
+		must(mm->page[10].content == FK_POISON, "it has zeros");
+		must(mm->thread[2].state == FK_RUNS, "who comes late waits for ever");
+		end_calm();
+	}
+}
+
 /* Poison is in one page table: the other place, and a child, must not see zeros. */
 static void what_is_lost_of_a_file_is_lost_everywhere(void **unused)
 {
@@ -2867,6 +2897,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_complete_region_leaves_the_child_too),
 		cmocka_unit_test(both_places_of_a_file_are_served),
 		cmocka_unit_test(a_file_is_served_where_it_is_left),
+		cmocka_unit_test(who_comes_late_for_a_lost_page_gets_no_zeros),
 		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
 		cmocka_unit_test(a_file_that_is_left_makes_way),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
