@@ -223,7 +223,8 @@ LIBUFFD_EXPORT int libuffd_server_detach(struct libuffd_server *s, uint64_t spac
  * When every page has been supplied, or removed by the program, unregister the range: it runs at native speed
  * from then on. With events of the layout that is as soon as the layout is at rest, which may be after
  * NOTICE_COMPLETE. At that moment no thread may move the region away while another moves memory of one that lacks pages
- * to its place: the kernel goes by the address.
+ * to its place: the kernel goes by the address. Shared memory that has poisoned pages stays registered where forks
+ * are told of: a child has none of that poison.
  */
 #define LIBUFFD_REGION_UNREGISTER (1u << 3)
 /*

@@ -382,6 +382,16 @@ static int leave_piece(const struct srv_space *sp, struct srv_seg *seg)
 }
 
 /*
+ * Poison is of one page table: who has shared memory elsewhere, as a child that is yet to be forked, would read zeros. With
+ * private memory a child inherits it.
+ */
+static bool poison_needs_us(const struct srv_space *sp, const struct srv_pages *pages)
+{
+	return pages->poisoned && srv_is_shared(pages->region) &&
+	       (pages->twice || sp->features & LIBUFFD_FEATURE_EVENT_FORK);
+}
+
+/*
  * The region runs by itself from now on. Without events of the layout that is now, and -EAGAIN nothing but a race
  * in the page tables. While the layout changes, what is registered may lie elsewhere than is
  * known so far: it is known once the event has been read, and a thread that moves it waits for that. So if it
@@ -402,9 +412,7 @@ static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 		return true;
 	if (sp->heir.nancestors)
 		return false;
-	/* Where its memory is nothing tells; or poison is in one place, and another would read as zeros. */
-	if (srv_heir_doubts(&sp->heir, &sp->map, pages) ||
-	    (pages->poisoned && srv_is_shared(pages->region) && (pages->twice || sp->owned))) {
+	if (srv_heir_doubts(&sp->heir, &sp->map, pages) || poison_needs_us(sp, pages)) {
 		pages->leaving = false;
 		return true;
 	}

@@ -1249,6 +1249,48 @@ static void a_complete_region_can_be_let_go(void **state)
 	mem_register(stage.v, &stage.m, MISSING);
 }
 
+static void fetch_all_but_the_last(void *ctx, const struct libuffd_request *req)
+{
+	if (req->offset + req->len == stage.m.len)
+		fetch_poison(ctx, req);
+	else
+		complete_right(the_custom, req);
+}
+
+static int child_sees_what_is_lost(void *arg)
+{
+	size_t last = stage.m.len / stage.m.page - 1;
+	unsigned char byte = 0x55;
+
+	(void)arg;
+	if (touch(mem_page(&stage.m, last - 1), false, &byte) || byte != data_page(last - 1)[0])
+		return 1;
+	return touch(mem_page(&stage.m, last), false, &byte) == SIGBUS ? 0 : 2;
+}
+
+/* Poison is in its parent's page table alone: who had let the region go would leave it to read zeros. */
+static void a_child_of_a_complete_region_sees_what_is_lost(void **state)
+{
+	unsigned char byte = 0x55;
+	struct libuffd_region r;
+
+	stage_up(state, 4, MISSING,
+		 LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_EVENT_FORK |
+			 LIBUFFD_FEATURE_EVENT_REMOVE);
+	r = region_of(&stage.m, custom_source(fetch_all_but_the_last));
+	the_custom = r.source;
+	r.flags |= LIBUFFD_REGION_UNREGISTER;
+	r.flags |= mem_is_shared(stage.m.kind) ? LIBUFFD_REGION_SHARED : 0;
+	add_region(&r);
+	turn_server();
+	assert_int_equal(touch(mem_page(&stage.m, 3), false, &byte), SIGBUS);
+	expect_bytes(stage.m.addr, stage.data, 3 * stage.m.page);
+	while (notices_of(LIBUFFD_NOTICE_COMPLETE) < 1)
+		sched_yield();
+	fork_child(child_sees_what_is_lost, NULL);
+	assert_int_equal(child_status(), 0);
+}
+
 static void sequences_are_seen_and_fetched_ahead(void **state)
 {
 	struct libuffd_region r;
@@ -1834,6 +1876,7 @@ static const struct CMUnitTest tests[] = {
 	OF_ALL_WITH(each_source_gives_exactly_its_bytes, FROM_THREAD),
 	OF_ALL(lost_bytes_are_a_signal_and_never_zeros),
 	OF_ALL(who_comes_late_for_lost_bytes_gets_no_zeros),
+	OF_ALL(a_child_of_a_complete_region_sees_what_is_lost),
 	OF_SMALL(an_error_is_a_signal_where_poison_is_the_policy),
 	OF_SMALL(an_error_is_a_signal_where_the_caller_knows_that_it_can_be),
 	OF_SMALL(an_error_stops_the_space_where_failing_is_the_policy),
