@@ -676,6 +676,20 @@ static void copy_takes_poison_away(void **state)
 	rig_down(&r);
 }
 
+static void zeropage_takes_poison_away_in_shared_memory_alone(void **state)
+{
+	bool gone = mem_is_shared(kind_of(state));
+	unsigned char byte = 0x55;
+	struct rig r;
+
+	poisoned(&r, state, 1);
+	CALL(gone ? 0 : -EEXIST, gone ? r.m.page : 0,
+	     libuffd_zeropage(r.u, r.m.start, r.m.page, 0, &did));
+	assert_int_equal(touch(r.m.addr, false, &byte), gone ? 0 : SIGBUS);
+	assert_int_equal(byte, gone ? 0 : 0x55);
+	rig_down(&r);
+}
+
 static void poison_leaves_a_present_page(void **state)
 {
 	unsigned char *data;
@@ -1275,6 +1289,8 @@ static const struct CMUnitTest tests[] = {
 	OF_EVERY_KIND(poison_fails_writes_too),
 	OF_EVERY_KIND(madvise_dontneed_takes_poison_away),
 	OF_EVERY_KIND(copy_takes_poison_away),
+	OF_KIND(zeropage_takes_poison_away_in_shared_memory_alone, MEM_ANON),
+	OF_SHMEM(zeropage_takes_poison_away_in_shared_memory_alone),
 	OF_EVERY_KIND(poison_leaves_a_present_page),
 	cmocka_unit_test(move_leaves_a_hole_behind),
 	cmocka_unit_test(move_stops_at_a_hole_in_the_source),
