@@ -119,6 +119,11 @@ void srv_snap_put(struct libuffd_snapshot *snap);
 int srv_snap_look_open(struct libuffd_snapshot *snap);
 void srv_snap_look_close(struct libuffd_snapshot *snap);
 /*
+ * What a page there would come to, by one from memory that cannot be read: -EFAULT if there is none yet, -EEXIST, -ENOENT if
+ * nothing is registered, -ESRCH if the process has exited. Changes nothing.
+ */
+int srv_snap_probe(const struct libuffd_snapshot *snap, uint64_t address, uint64_t len);
+/*
  * Of a page that cannot be read: 0 if there is none, -EIO if that must not be taken for zeros, -EINVAL if it is of smaller
  * ones; or -ESRCH.
  */

@@ -736,10 +736,7 @@ static int see_all(struct libuffd_snapshot *snap)
 /* REGISTER says -ENOMEM of an address space that is no more, as of too many mappings; COPY does not. */
 static bool has_exited(const struct libuffd_snapshot *snap, uint64_t address)
 {
-	size_t done;
-
-	return libuffd_copy(snap->u, address, snap->server->trap, snap->space->page_size,
-			    LIBUFFD_COPY_DONTWAKE, &done) == -ESRCH;
+	return srv_snap_probe(snap, address, snap->space->page_size) == -ESRCH;
 }
 
 /* What another userfaultfd has is left alone: older kernels let anybody unregister it. */

@@ -84,6 +84,14 @@ void srv_snap_look_close(struct libuffd_snapshot *snap)
 		close(snap->maps);
 }
 
+int srv_snap_probe(const struct libuffd_snapshot *snap, uint64_t address, uint64_t len)
+{
+	size_t done;
+
+	return libuffd_copy(snap->u, address, snap->server->trap, (size_t)len,
+			    LIBUFFD_COPY_DONTWAKE, &done);
+}
+
 static int entry_of(const struct libuffd_snapshot *snap, uint64_t address, uint64_t *entry)
 {
 	off_t at = (off_t)(address / snap->space->page_size * sizeof(*entry));
@@ -117,14 +125,10 @@ static int look_for_poison(const struct libuffd_snapshot *snap, uint64_t address
 	struct libuffd_scan_args args = LIBUFFD_SCAN_ARGS_INIT;
 	struct libuffd_scan_range found;
 	uint64_t walked;
-	size_t done;
 	int ret;
 
-	if (!snap->scanner) {
-		ret = libuffd_copy(snap->u, address, snap->server->trap, (size_t)len,
-				   LIBUFFD_COPY_DONTWAKE, &done);
-		return ret == -EEXIST ? -EIO : 0;
-	}
+	if (!snap->scanner)
+		return srv_snap_probe(snap, address, len) == -EEXIST ? -EIO : 0;
 	args.start = address;
 	args.end = address + len;
 	args.all = LIBUFFD_PAGE_HUGE | LIBUFFD_PAGE_SWAPPED | LIBUFFD_PAGE_WRITTEN;

@@ -165,9 +165,7 @@ int srv_snap_why_not_served(const struct libuffd_snapshot *snap, uint64_t addres
 /* What is not registered any more will never come. */
 static int probe(const struct libuffd_snapshot *snap, const struct snap_range *r, uint64_t address)
 {
-	size_t done;
-	int ret = libuffd_copy(snap->u, address, snap->server->trap, (size_t)1 << r->shift,
-			       LIBUFFD_COPY_DONTWAKE, &done);
+	int ret = srv_snap_probe(snap, address, UINT64_C(1) << r->shift);
 
 	return ret == -ENOENT ? -ESTALE : ret == -ESRCH ? ret : 0;
 }

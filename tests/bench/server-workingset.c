@@ -169,28 +169,27 @@ static double period(void *context)
 	return now() - begun;
 }
 
-static double list_hot(void *context)
+static double time_list(list_fn ask, size_t wanted)
 {
 	double begun;
 
-	(void)context;
 	arm();
 	use_pages(use.mem);
 	begun = now();
-	expect(list(libuffd_workingset_hot), uses());
+	expect(list(ask), wanted);
 	return now() - begun;
+}
+
+static double list_hot(void *context)
+{
+	(void)context;
+	return time_list(libuffd_workingset_hot, uses());
 }
 
 static double list_cold(void *context)
 {
-	double begun;
-
 	(void)context;
-	arm();
-	use_pages(use.mem);
-	begun = now();
-	expect(list(libuffd_workingset_cold), use.pages - uses());
-	return now() - begun;
+	return time_list(libuffd_workingset_cold, use.pages - uses());
 }
 
 /* ---- By hand ---------------------------------------------------------------------------------------------- */

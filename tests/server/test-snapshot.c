@@ -824,6 +824,22 @@ static bool mem_reads_everything(void)
 	return n == 1;
 }
 
+/* Nobody may read the page: it is read, or is an error. */
+static void expect_no_zeros_for(size_t i)
+{
+	unsigned char *page = mem_page(&stage.m, i);
+
+	assert_int_equal(mprotect(page, stage.m.page, PROT_NONE), 0);
+	shot_new();
+	if (mem_reads_everything()) {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
+		expect_image();
+	} else {
+		assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
+	}
+	assert_int_equal(mprotect(page, stage.m.page, PROT_READ | PROT_WRITE), 0);
+}
+
 /* Rights do not take the protection off. What nobody may read is read, or is an error, and never zeros. */
 static void mprotect_takes_no_protection_off(void **state)
 {
@@ -2266,15 +2282,7 @@ static void what_only_the_file_has_is_in_it(void **state)
 	/* Nor where nobody may look. */
 	mem_fill_file(&stage.m, 5, 0x22);
 	memset(stage.data + 5 * stage.m.page, 0x22, stage.m.page);
-	assert_int_equal(mprotect(mem_page(&stage.m, 5), stage.m.page, PROT_NONE), 0);
-	shot_new();
-	if (mem_reads_everything()) {
-		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
-		expect_image();
-	} else {
-		assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
-	}
-	assert_int_equal(mprotect(mem_page(&stage.m, 5), stage.m.page, PROT_READ | PROT_WRITE), 0);
+	expect_no_zeros_for(5);
 	expect_free();
 }
 
@@ -2285,15 +2293,7 @@ static void what_is_swapped_out_and_may_not_be_read_says_so(void **state)
 	shot_up(state, 8, 0);
 	turn_server();
 	assert_true(page_out(mem_page(&stage.m, 4), stage.m.page));
-	assert_int_equal(mprotect(mem_page(&stage.m, 4), stage.m.page, PROT_NONE), 0);
-	shot_new();
-	if (mem_reads_everything()) {
-		assert_int_equal(libuffd_snapshot_run(shot.snap), 0);
-		expect_image();
-	} else {
-		assert_int_equal(libuffd_snapshot_run(shot.snap), -EIO);
-	}
-	assert_int_equal(mprotect(mem_page(&stage.m, 4), stage.m.page, PROT_READ | PROT_WRITE), 0);
+	expect_no_zeros_for(4);
 	expect_bytes(mem_page(&stage.m, 4), data_page(4), stage.m.page);
 	expect_free();
 }
