@@ -88,6 +88,18 @@ size_t mem_page_size(enum mem_kind kind)
 	return mem_is_hugetlb(kind) ? huge_page_size() : page_size();
 }
 
+bool huge_page_is_a_run_of_ptes(size_t page)
+{
+	return page < page_size() * (page_size() / sizeof(uint64_t));
+}
+
+void requires_whole_children(enum mem_kind kind)
+{
+	if (kind == MEM_HUGETLB_PRIVATE && huge_page_is_a_run_of_ptes(mem_page_size(kind)))
+		SKIP("whole-children",
+		     "fork() may leave huge pages that are runs of ptes out of the child");
+}
+
 /*
  * With a populated page of the ordinary size on either side. On some kernels a scan that protects a place
  * of hugetlb for which there is no page table waits for itself, and cannot be killed; and whether

@@ -95,6 +95,10 @@ void mem_unmap(struct mem *m);
  */
 void mem_hole(struct mem *m, size_t page, size_t pages);
 size_t mem_page_size(enum mem_kind kind);
+/* Smaller than what one entry of the page table above maps: a run of contiguous ptes, as arm64 has them. */
+bool huge_page_is_a_run_of_ptes(size_t page);
+/* Skip where fork() may leave memory of this kind out of the child: facts, a_child_may_lack_huge_pages. */
+void requires_whole_children(enum mem_kind kind);
 static inline unsigned char *mem_page(const struct mem *m, size_t n)
 {
 	return m->addr + n * m->page;

@@ -1274,6 +1274,7 @@ static void a_child_of_a_complete_region_sees_what_is_lost(void **state)
 	unsigned char byte = 0x55;
 	struct libuffd_region r;
 
+	requires_whole_children(stage_kind(state));
 	stage_up(state, 4, MISSING,
 		 LIBUFFD_FEATURE_POISON | LIBUFFD_FEATURE_EVENT_FORK |
 			 LIBUFFD_FEATURE_EVENT_REMOVE);

@@ -656,6 +656,7 @@ static void a_child_is_nobodys_business(void **state)
 	struct call c;
 	int status;
 
+	requires_whole_children(kind_of(state));
 	up(kind_of(state), 0);
 	arm();
 	use(1, true);
