@@ -568,6 +568,17 @@ static void reap_all(void)
 			reap(i, 0);
 }
 
+/*
+ * The lookers never rest, and have locks of the thread sanitizer's at any time: each atomic_load() takes one, and a
+ * child that comes of the bare system call would wait for it for ever with its first atomic_store(). Of fork() the
+ * sanitizer is told, and leaves such a child alone. Others read the event, so nobody minds what fork() holds meanwhile.
+ * A child has no other threads, and is told of to nobody: the sanitizer would give its own child a thread.
+ */
+static pid_t tenant_fork(void)
+{
+	return t.depth ? bare_fork() : fork();
+}
+
 /* It makes system calls and accesses, and nothing else: there may be locks that nobody gives back. */
 static void child_lives(pid_t parent)
 {
@@ -601,7 +612,7 @@ static void fork_one(void)
 	if (t.child[i] && !reap(i, WNOHANG))
 		return;
 	t.seed++;
-	pid = bare_fork();
+	pid = tenant_fork();
 	if (!pid)
 		child_lives(self);
 	if (pid < 0) {
