@@ -695,13 +695,15 @@ static void say(const char *text)
 		return;
 }
 
-/* The first line of /proc/self/task/@tid/@name, all of it that has room. In a signal handler. */
-static void say_of_thread(const char *tid, const char *name)
+/* The first line of /proc/@process/task/@tid/@name, all of it that has room. In a signal handler. */
+static void say_of_thread(const char *process, const char *tid, const char *name)
 {
-	char path[64] = "/proc/self/task/", text[160];
+	char path[100] = "/proc/", text[160];
 	ssize_t n;
 	int fd;
 
+	strncat(path, process, 20);
+	strcat(path, "/task/");
 	strncat(path, tid, 20);
 	strcat(path, "/");
 	strncat(path, name, 20);
@@ -715,21 +717,27 @@ static void say_of_thread(const char *tid, const char *name)
 	say(*text ? text : "?");
 }
 
-/* What each thread waits for: who has hung is seldom the one that tells. */
-static void say_threads(void)
+void say_threads(const char *process)
 {
-	DIR *tasks = opendir("/proc/self/task");
+	char path[64] = "/proc/";
 	struct dirent *d;
+	DIR *tasks;
 
+	strncat(path, process, 20);
+	strcat(path, "/task");
+	tasks = opendir(path);
 	while (tasks && (d = readdir(tasks))) {
 		if (d->d_name[0] == '.')
 			continue;
-		say("# thread");
-		say_of_thread(d->d_name, "comm");
-		say_of_thread(d->d_name, "wchan");
-		say_of_thread(d->d_name, "syscall");
+		say("# thread ");
+		say(d->d_name);
+		say_of_thread(process, d->d_name, "comm");
+		say_of_thread(process, d->d_name, "wchan");
+		say_of_thread(process, d->d_name, "syscall");
 		say("\n");
 	}
+	if (tasks)
+		closedir(tasks);
 }
 
 static void hung(int sig)
@@ -745,7 +753,7 @@ static void hung(int sig)
 	say("\n# hung: ");
 	say(cases.running ? cases.running : "no case");
 	say("\n");
-	say_threads();
+	say_threads("self");
 	raise(sig);
 }
 

@@ -183,6 +183,12 @@ struct rig {
 void rig_up(struct rig *r, enum mem_kind kind, size_t pages, uint64_t modes, uint64_t features);
 void rig_down(struct rig *r);
 
+/*
+ * A line for each thread of a process, "self" or its number: its own, its name, where in the kernel it sleeps, and the
+ * system call with its arguments, the stack and the place. In a signal handler, too.
+ */
+void say_threads(const char *process);
+
 /* ---- A main ---------------------------------------------------------------------------------- */
 
 /*

@@ -176,20 +176,6 @@ static void tell_progress(const struct run *r, unsigned long seconds)
 
 /* ---- A house that does not go on --------------------------------------------------------------------- */
 
-/* Where in the kernel a thread sleeps; "0" if it does not, or nobody may know. */
-static void tell_sleep(pid_t pid, const char *thread)
-{
-	char path[300], where[64] = "";
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%s/wchan", (int)pid, thread);
-	f = fopen(path, "re");
-	if (f && fgets(where, sizeof(where), f))
-		printf(" %s", where);
-	if (f)
-		fclose(f);
-}
-
 static void tell_tasks(pid_t pid, pid_t parent);
 
 static void tell_children(pid_t pid, const char *thread)
@@ -206,7 +192,7 @@ static void tell_children(pid_t pid, const char *thread)
 		fclose(f);
 }
 
-static void each_thread(pid_t pid, void (*tell)(pid_t pid, const char *thread))
+static void tell_all_children(pid_t pid)
 {
 	char path[64];
 	struct dirent *e;
@@ -216,18 +202,37 @@ static void each_thread(pid_t pid, void (*tell)(pid_t pid, const char *thread))
 	d = opendir(path);
 	while (d && (e = readdir(d)))
 		if (e->d_name[0] != '.')
-			tell(pid, e->d_name);
+			tell_children(pid, e->d_name);
 	if (d)
 		closedir(d);
+}
+
+/* Whose code it is that the last number of a system call points to: the library's, libc's, a sanitizer's. */
+static void tell_code(pid_t pid)
+{
+	char path[64], line[500];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		if (strstr(line, " r-xp ") && strchr(line, '/'))
+			printf("# code %s", line);
+	if (f)
+		fclose(f);
 }
 
 /* A process and all that come from it: who waits where. */
 static void tell_tasks(pid_t pid, pid_t parent)
 {
-	printf("# process %d of %d:", (int)pid, (int)parent);
-	each_thread(pid, tell_sleep);
-	putchar('\n');
-	each_thread(pid, tell_children);
+	char number[20];
+
+	snprintf(number, sizeof(number), "%d", (int)pid);
+	printf("# process %d of %d\n", (int)pid, (int)parent);
+	fflush(stdout);
+	say_threads(number);
+	tell_code(pid);
+	tell_all_children(pid);
 }
 
 static time_t now(void)
