@@ -84,14 +84,32 @@ static uint64_t touched_end(const struct libuffd_region *cfg)
 enum { UNASKED, OWN, OTHERS };
 
 /*
+ * Its caller may close a userfaultfd as soon as the space is off the list, by another thread and at any time: it is in
+ * use under the lock only.
+ */
+static int probe_listed(const struct srv_space *sp, uint64_t address)
+{
+	struct libuffd_server *s = sp->server;
+	const struct srv_space *at;
+	int ret = -ESRCH;
+
+	pthread_mutex_lock(&s->lock);
+	for (at = s->spaces; at && at != sp; at = at->next)
+		;
+	if (at)
+		ret = srv_space_probe(at, address, at->page_size);
+	pthread_mutex_unlock(&s->lock);
+	return ret;
+}
+
+/*
  * The kernel does not say, and how a descriptor was got tells little: one that was handed over may be of this
  * process, and one that was opened before a fork is of the parent. But a copy looks whether there is registered
  * memory at an address of its own process: so there is some here, and then there is none.
  */
-static int ask_whose(const struct srv_space *sp)
+static void ask_whose(struct srv_space *sp)
 {
 	static const struct libuffd_open_opts init = LIBUFFD_OPEN_OPTS_INIT;
-	int whose = libuffd_way(sp->u) == LIBUFFD_WAY_ADOPTED ? OTHERS : OWN, ret;
 	struct libuffd_open_opts opts = init;
 	size_t len = sp->page_size;
 	struct libuffd *u = NULL;
@@ -101,21 +119,18 @@ static int ask_whose(const struct srv_space *sp)
 	opts.flags = LIBUFFD_OPEN_USER_MODE_OK;
 	page = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (page == MAP_FAILED)
-		return whose;
+		return;
 	at = (uintptr_t)page;
 	if (libuffd_open(&opts, &u) == 0 &&
 	    libuffd_register(u, at, len, LIBUFFD_MODE_MISSING, NULL) == 0) {
-		ret = srv_space_probe(sp, at, len);
-		if (ret < 0)
-			whose = OTHERS;
-		else if (libuffd_unregister(u, at, len) == 0 &&
-			 srv_space_probe(sp, at, len) == -ENOENT)
-			whose = OWN;
+		if (probe_listed(sp, at) < 0)
+			sp->whose = OTHERS;
+		else if (libuffd_unregister(u, at, len) == 0 && probe_listed(sp, at) == -ENOENT)
+			sp->whose = OWN;
 		/* Else the layout is changing, and nothing was learned. */
 	}
 	libuffd_close(u);
 	munmap(page, len);
-	return whose;
 }
 
 /* A child's is another's. */
@@ -124,6 +139,7 @@ static bool is_own(const struct srv_space *sp)
 	return !sp->owned && sp->whose == OWN;
 }
 
+/* What is handed over is mostly another's: that counts as long as nothing else is learned. */
 static struct srv_space *next_unasked(struct libuffd_server *s)
 {
 	struct srv_space *sp;
@@ -131,8 +147,10 @@ static struct srv_space *next_unasked(struct libuffd_server *s)
 	pthread_mutex_lock(&s->lock);
 	for (sp = s->spaces; sp && (sp->owned || sp->whose != UNASKED); sp = sp->next)
 		;
-	if (sp)
+	if (sp) {
+		sp->whose = libuffd_way(sp->u) == LIBUFFD_WAY_ADOPTED ? OTHERS : OWN;
 		srv_space_ref(sp);
+	}
 	pthread_mutex_unlock(&s->lock);
 	return sp;
 }
@@ -143,7 +161,7 @@ static void ask_all(struct libuffd_server *s)
 	struct srv_space *sp;
 
 	while ((sp = next_unasked(s))) {
-		sp->whose = ask_whose(sp);
+		ask_whose(sp);
 		srv_space_unref(sp);
 	}
 }
@@ -253,17 +271,36 @@ static bool next_mapping(struct text *t, bool with_modes, struct mapping *m)
 	return false;
 }
 
-static struct srv_space *own_space(struct libuffd_server *s)
+/* Any of them will do: all see the same mappings. Under the server's lock. */
+static const struct srv_space *own_space(const struct libuffd_server *s)
 {
-	struct srv_space *sp;
+	const struct srv_space *sp;
 
-	pthread_mutex_lock(&s->lock);
 	for (sp = s->spaces; sp && (!is_own(sp) || atomic_load(&sp->dead)); sp = sp->next)
 		;
-	if (sp)
-		srv_space_ref(sp);
-	pthread_mutex_unlock(&s->lock);
 	return sp;
+}
+
+static bool has_own(struct libuffd_server *s)
+{
+	bool has;
+
+	pthread_mutex_lock(&s->lock);
+	has = own_space(s);
+	pthread_mutex_unlock(&s->lock);
+	return has;
+}
+
+static bool is_registered(struct libuffd_server *s, uint64_t address)
+{
+	const struct srv_space *sp;
+	bool is;
+
+	pthread_mutex_lock(&s->lock);
+	sp = own_space(s);
+	is = sp && srv_space_probe(sp, address, sp->page_size) == 0;
+	pthread_mutex_unlock(&s->lock);
+	return is;
 }
 
 /* With a userfaultfd of this server's: another's refuse it, and this one has these modes already. */
@@ -280,8 +317,7 @@ static bool is_registered_here(struct libuffd_server *s, const struct mapping *m
 }
 
 /* Whether one of the mappings that are touched is registered, or @sure: with this server, and to be waited for. */
-static bool found_registered(struct libuffd_server *s, const struct srv_space *sp,
-			     const struct libuffd_region *cfg, bool sure)
+static bool found_registered(struct libuffd_server *s, const struct libuffd_region *cfg, bool sure)
 {
 	struct text t = { .fd = open(sure ? SMAPS : MAPS, O_RDONLY | O_CLOEXEC) };
 	const uint64_t end = touched_end(cfg);
@@ -295,8 +331,7 @@ static bool found_registered(struct libuffd_server *s, const struct srv_space *s
 
 		if (!modes || !touches(cfg, m.start, len, modes))
 			continue;
-		found = sure ? is_registered_here(s, &m)
-			     : srv_space_probe(sp, m.start, sp->page_size) == 0;
+		found = sure ? is_registered_here(s, &m) : is_registered(s, m.start);
 	}
 	close(t.fd);
 	return found;
@@ -322,17 +357,11 @@ static bool was_asked(struct libuffd_server *s, const struct libuffd_source *sou
 static bool said_to_wait(struct libuffd_server *s, const struct libuffd_region *cfg)
 {
 	struct libuffd_region ask = *cfg;
-	struct srv_space *sp;
-	bool found;
 
 	if (ask.source && was_asked(s, ask.source))
 		ask.source = NULL;
-	sp = touches_nothing(&ask) ? NULL : own_space(s);
-	if (!sp)
-		return false;
-	found = found_registered(s, sp, &ask, false) && found_registered(s, sp, &ask, true);
-	srv_space_unref(sp);
-	return found;
+	return !touches_nothing(&ask) && has_own(s) && found_registered(s, &ask, false) &&
+	       found_registered(s, &ask, true);
 }
 
 int srv_own_check(struct libuffd_server *s, struct srv_space *sp, const struct libuffd_region *cfg)
