@@ -37,7 +37,7 @@ static void plan_region(struct slot *s, struct plan *p)
 		   maybe(s, 2);
 	/* Who reads of a private file what nobody serves puts a page of zeros into it, for his whole family. */
 	p->unregisters = p->kind == MEM_ANON && !p->grows && maybe(s, 4);
-	p->doomed = p->source == CUSTOM && !mem_is_hugetlb((enum mem_kind)p->kind) && maybe(s, 6);
+	p->doomed = p->source == CUSTOM && !mem_is_hugetlb((enum mem_kind)p->kind) && maybe(s, 3);
 	p->async = has & LIBUFFD_FEATURE_WP_ASYNC && maybe(s, 4);
 	p->holds_writes = !p->unregisters && !p->async && maybe(s, 3) &&
 			  (p->kind == MEM_ANON || has & LIBUFFD_FEATURE_WP_HUGETLBFS_SHMEM);
