@@ -22,6 +22,20 @@ uint64_t pagemap_entry(const void *addr)
 	return n == sizeof(entry) ? entry : 0;
 }
 
+void requires_zero_page(void)
+{
+	struct mem m;
+	bool own;
+
+	mem_map(&m, MEM_ANON, 1);
+	assert_int_equal(*(volatile unsigned char *)m.addr, 0);
+	own = pagemap_entry(m.addr) & PM_EXCLUSIVE;
+	mem_unmap(&m);
+	if (own)
+		SKIP("zero-page",
+		     "this kernel has no zero page: what is read takes a page of its own");
+}
+
 void requires_pagemap_wp(void)
 {
 	struct libuffd *u;

@@ -8,6 +8,7 @@
 /* ---- /proc/self/pagemap ---------------------------------------------------------------------- */
 
 #define PM_UFFD_WP (UINT64_C(1) << 57) /* since 5.14 */
+#define PM_EXCLUSIVE (UINT64_C(1) << 56)
 #define PM_FILE (UINT64_C(1) << 61)
 #define PM_SWAP (UINT64_C(1) << 62)
 #define PM_PRESENT (UINT64_C(1) << 63)
@@ -24,6 +25,9 @@ static inline bool pte_is_swapped(const void *addr)
 {
 	return pagemap_entry(addr) & PM_SWAP;
 }
+
+/* Skip where what is read before it was written has pages of its own: kernels of some virtual machines have no zero page. */
+void requires_zero_page(void);
 
 /* Skip unless pagemap tells of write-protection, which it does since 5.14. */
 void requires_pagemap_wp(void);

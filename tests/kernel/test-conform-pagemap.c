@@ -492,10 +492,13 @@ static void untouched_hugetlb_of_a_test_has_its_page_table(void **state)
 /* The zero page can be protected, and is replaced at the first write. */
 static void a_write_to_the_zero_page_is_a_write(void **state)
 {
-	struct watch w = watch_fresh(MEM_ANON, 3);
-	struct libuffd_scan_args zero = args_of(&w.m, PFNZERO);
+	struct libuffd_scan_args zero;
+	struct watch w;
 
 	(void)state;
+	requires_zero_page();
+	w = watch_fresh(MEM_ANON, 3);
+	zero = args_of(&w.m, PFNZERO);
 	for (size_t i = 0; i < 3; i++)
 		assert_int_equal(peek(mem_page(&w.m, i)), 0);
 	protect_all(&w);
@@ -1045,12 +1048,15 @@ static bool huge_zero_page_is_used(void)
 /* The zero page that is as large as a THP is told as both. */
 static void the_huge_zero_page_is_both(void **state)
 {
-	struct libuffd_scanner *s = scanner();
-	size_t huge = thp_size();
-	struct mem m = { .memfd = -1, .page = page_size(), .len = huge };
+	struct mem m = { .memfd = -1, .page = page_size() };
+	struct libuffd_scanner *s;
 	uint64_t categories;
+	size_t huge;
 
 	(void)state;
+	requires_zero_page();
+	s = scanner();
+	huge = m.len = thp_size();
 	m.addr = map_aligned(huge, huge, MAP_PRIVATE);
 	m.start = (uintptr_t)m.addr;
 	madvise(m.addr, huge, MADV_HUGEPAGE);

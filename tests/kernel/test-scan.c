@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* PAGEMAP_SCAN: which pages are there, which were written, which were used. */
 #include "calls.h"
+#include "pages.h"
 
 #include <inttypes.h>
 
@@ -157,6 +158,7 @@ static void the_zero_page_is_told_apart(void **state)
 	struct mem m;
 
 	(void)state;
+	requires_zero_page();
 	mem_map(&m, MEM_ANON, 4);
 	assert_int_equal(peek(mem_page(&m, 1)), 0);
 	poke(mem_page(&m, 2), 1);
