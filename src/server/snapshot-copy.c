@@ -733,12 +733,6 @@ static int see_all(struct libuffd_snapshot *snap)
 	return ret;
 }
 
-/* REGISTER says -ENOMEM of an address space that is no more, as of too many mappings; COPY does not. */
-static bool has_exited(const struct libuffd_snapshot *snap, uint64_t address)
-{
-	return srv_snap_probe(snap, address, snap->space->page_size) == -ESRCH;
-}
-
 /* What another userfaultfd has is left alone: older kernels let anybody unregister it. */
 static int register_all(struct libuffd_snapshot *snap)
 {
@@ -755,7 +749,7 @@ static int register_all(struct libuffd_snapshot *snap)
 		/* Where a mapping could not be split some of them may be registered. */
 		if (ret == 0 || ret == -ENOMEM)
 			snap->nregistered++;
-		if (ret == -ENOMEM && has_exited(snap, snap->part[i].start))
+		if (ret == -ENOMEM && srv_space_has_exited(snap->space))
 			ret = -ESRCH;
 	}
 	return ret;

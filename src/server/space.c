@@ -178,7 +178,7 @@ bool srv_space_is_changing(const struct srv_space *sp, uint64_t address)
  * Whatever is there, or is not: that the process has exited the kernel says first. A child that has unmapped all
  * that it had of its parent's is one like others.
  */
-static bool has_exited(const struct srv_space *sp)
+bool srv_space_has_exited(const struct srv_space *sp)
 {
 	return srv_space_probe(sp, ANYWHERE, sp->page_size) == -ESRCH;
 }
@@ -187,7 +187,7 @@ static bool has_exited(const struct srv_space *sp)
 void srv_children_probe(struct srv_loop *loop)
 {
 	for (struct srv_port *port = loop->ports; port; port = port->next) {
-		if (!port->space->owned || !has_exited(port->space))
+		if (!port->space->owned || !srv_space_has_exited(port->space))
 			continue;
 		loop->probe_at = loop->now;
 		srv_space_retire(port->space, loop, -ESRCH);

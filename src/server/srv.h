@@ -669,6 +669,8 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error);
  * -EBADF, -ENOTTY. Changes nothing.
  */
 int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page);
+/* Asked of the kernel, whether or not the server has been told. REGISTER says -ENOMEM then, as of too many mappings. */
+bool srv_space_has_exited(const struct srv_space *sp);
 /* Events are still to be read, or have just been. */
 bool srv_space_is_changing(const struct srv_space *sp, uint64_t address);
 /* Nobody tells that a child has exited: look, now and then. */

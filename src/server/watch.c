@@ -221,6 +221,8 @@ static int start_sync(struct libuffd_watch *w)
 			    !w->cfg.pid || w->cfg.pid == getpid(), &w->track);
 	if (ret == 0)
 		ret = make_registered(w);
+	if (ret == -ENOMEM && srv_space_has_exited(w->space))
+		ret = -ESRCH;
 	if (ret == 0)
 		ret = populate(w);
 	if (ret == 0)

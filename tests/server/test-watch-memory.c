@@ -278,11 +278,10 @@ static void child_writes(unsigned char page)
 }
 
 /* The ends of a test that a child must not hold: so it goes when the test does. */
-static void watch_child(void **state)
+static void child_up(void **state)
 {
 	uint64_t features = wp_features(stage_kind(state)) |
 			    (is_async(state) ? LIBUFFD_FEATURE_WP_ASYNC : 0);
-	struct libuffd_watch_opts o;
 	size_t len;
 	char byte;
 
@@ -295,6 +294,13 @@ static void watch_child(void **state)
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, watch.socket), 0);
 	fork_child(be_watched, &features);
 	assert_int_equal(libuffd_recv(watch.socket[0], &byte, 1, &len, &stage.u), 0);
+}
+
+static void watch_child(void **state)
+{
+	struct libuffd_watch_opts o;
+
+	child_up(state);
 	if (!is_async(state)) {
 		server_up(state);
 		/* So the server hears of the exit. */
@@ -375,6 +381,23 @@ static void what_was_written_is_listed_up_to_the_exit(void **state)
 	assert_int_equal(get_all(LIBUFFD_WATCH_RESET, out, 4), -ESRCH);
 }
 
+/* Nobody has told the server, and of whom is no more the kernel says that there is no memory. */
+static void who_has_exited_is_no_lack_of_memory(void **state)
+{
+	struct libuffd_watch_opts o;
+
+	child_up(state);
+	server_up(state);
+	stage_attach();
+	o = opts_of(&stage.m);
+	o.pid = stage.child;
+	assert_int_equal(kill(stage.child, SIGKILL), 0);
+	assert_int_equal(waitpid(stage.child, NULL, 0), stage.child);
+	stage.child = 0;
+	assert_int_equal(libuffd_watch_start(stage.u, &o, &watch.w), -ESRCH);
+	assert_null(watch.w);
+}
+
 static const struct CMUnitTest tests[] = {
 	OF_EVERY_WATCH(mprotect_loses_nothing),
 	OF_MECHANISMS(what_is_written_after_it_was_dropped_is_listed, MEM_ANON),
@@ -390,6 +413,7 @@ static const struct CMUnitTest tests[] = {
 	ENTRY(a_shared_mapping_of_a_file, ASYNC, MEM_ANON),
 	OF_EVERY_WATCH(another_process_is_watched),
 	OF_EVERY_WATCH(what_was_written_is_listed_up_to_the_exit),
+	OF_SERVED(who_has_exited_is_no_lack_of_memory),
 };
 
 KERNEL_MAIN("server-watch-memory", tests, reserve_huge_pages, NULL)
