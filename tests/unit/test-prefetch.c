@@ -8,13 +8,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -1682,6 +1685,114 @@ static void *drip(void *arg)
 	return NULL;
 }
 
+/* A thread in a call that sleeps in a pipe only. */
+static struct sleeper {
+	pthread_t thread;
+	atomic_int tid;
+	atomic_bool done;
+	int ret;
+	struct libuffd_record_entry *entries;
+	size_t n;
+} sleeper;
+
+static atomic_uint interrupted;
+
+static void on_interrupt(int sig)
+{
+	(void)sig;
+	atomic_fetch_add(&interrupted, 1);
+}
+
+static void *read_a_record(void *arg)
+{
+	(void)arg;
+	atomic_store(&sleeper.tid, (int)syscall(SYS_gettid));
+	sleeper.ret = libuffd_record_read(pipe_fds[0], &sleeper.entries, &sleeper.n);
+	atomic_store(&sleeper.done, true);
+	return NULL;
+}
+
+static void *write_a_record(void *arg)
+{
+	atomic_store(&sleeper.tid, (int)syscall(SYS_gettid));
+	sleeper.ret = libuffd_record_write(pipe_fds[1], arg, sleeper.n);
+	atomic_store(&sleeper.done, true);
+	return NULL;
+}
+
+static bool sleeper_sleeps(void)
+{
+	char path[64], line[128] = "";
+	const char *after;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", atomic_load(&sleeper.tid));
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	if (!fgets(line, sizeof(line), f))
+		line[0] = 0;
+	fclose(f);
+	after = strrchr(line, ')');
+	return after && after[1] == ' ' && after[2] == 'S';
+}
+
+/* Three times in its sleep, and it sleeps on. */
+static void interrupt_the_sleeper(void *(*call)(void *), void *arg)
+{
+	struct sigaction act = { .sa_handler = on_interrupt }, old;
+
+	atomic_store(&sleeper.tid, 0);
+	atomic_store(&sleeper.done, false);
+	sigaction(SIGUSR1, &act, &old);
+	assert_int_equal(pthread_create(&sleeper.thread, NULL, call, arg), 0);
+	for (unsigned int i = 0; i < 3; i++) {
+		unsigned int before = atomic_load(&interrupted);
+
+		while (!sleeper_sleeps() && !atomic_load(&sleeper.done))
+			sched_yield();
+		if (atomic_load(&sleeper.done))
+			break;
+		assert_int_equal(pthread_kill(sleeper.thread, SIGUSR1), 0);
+		while (atomic_load(&interrupted) == before)
+			sched_yield();
+	}
+	while (!sleeper_sleeps() && !atomic_load(&sleeper.done))
+		sched_yield();
+	sigaction(SIGUSR1, &old, NULL);
+}
+
+static void a_signal_ends_no_record(void **state)
+{
+	static struct libuffd_record_entry many[8192];
+	struct libuffd_record_entry *entries;
+	size_t n;
+
+	(void)state;
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(many); i++)
+		many[i] = (struct libuffd_record_entry){ i, i * PAGE, i + 1 };
+	interrupt_the_sleeper(read_a_record, NULL);
+	assert_int_equal(libuffd_record_write(pipe_fds[1], many, 2), 0);
+	pthread_join(sleeper.thread, NULL);
+	assert_int_equal(sleeper.ret, 0);
+	assert_int_equal(sleeper.n, 2);
+	assert_memory_equal(sleeper.entries, many, 2 * sizeof(*many));
+	free(sleeper.entries);
+
+	/* More than a pipe takes. */
+	sleeper.n = ARRAY_SIZE(many);
+	interrupt_the_sleeper(write_a_record, many);
+	assert_int_equal(libuffd_record_read(pipe_fds[0], &entries, &n), 0);
+	pthread_join(sleeper.thread, NULL);
+	assert_int_equal(sleeper.ret, 0);
+	assert_int_equal(n, ARRAY_SIZE(many));
+	assert_memory_equal(entries, many, sizeof(many));
+	free(entries);
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+}
+
 static void records_go_through_pipes_in_small_parts(void **state)
 {
 	struct srv_region *r;
@@ -2193,6 +2304,7 @@ static const struct CMUnitTest tests[] = {
 	cmocka_unit_test(no_record_is_read_or_written_in_part),
 	cmocka_unit_test(nothing_of_a_record_is_left_in_the_next),
 	cmocka_unit_test(records_go_through_pipes_in_small_parts),
+	cmocka_unit_test(a_signal_ends_no_record),
 	cmocka_unit_test(a_reader_that_goes_leaves_the_record),
 	cmocka_unit_test(a_write_that_fails_leaves_the_record),
 	cmocka_unit_test(a_record_that_was_cut_says_so_and_is_whole),
