@@ -1055,8 +1055,8 @@ static void the_huge_zero_page_is_both(void **state)
 
 	(void)state;
 	requires_zero_page();
-	s = scanner();
 	huge = m.len = thp_size();
+	s = scanner();
 	m.addr = map_aligned(huge, huge, MAP_PRIVATE);
 	m.start = (uintptr_t)m.addr;
 	madvise(m.addr, huge, MADV_HUGEPAGE);

@@ -151,7 +151,7 @@ static void absence_can_be_asked_for(void **state)
 static void the_zero_page_is_told_apart(void **state)
 {
 	static const size_t zero[] = { 1 }, real[] = { 2 };
-	struct libuffd_scanner *s = scanner();
+	struct libuffd_scanner *s;
 	struct libuffd_scan_range out[4];
 	struct libuffd_scan_args a;
 	uint64_t walked;
@@ -159,6 +159,7 @@ static void the_zero_page_is_told_apart(void **state)
 
 	(void)state;
 	requires_zero_page();
+	s = scanner();
 	mem_map(&m, MEM_ANON, 4);
 	assert_int_equal(peek(mem_page(&m, 1)), 0);
 	poke(mem_page(&m, 2), 1);
