@@ -797,7 +797,11 @@ static void call_snapshot(void)
 
 	for (size_t i = 0; i < n; i++)
 		ranges[i].len &= 0xffffff;
-	if (opts->size >= sizeof(*opts)) {
+	if (opts->size >= offsetof(struct libuffd_snapshot_opts, watch)) {
+		size_t more = opts->size - offsetof(struct libuffd_snapshot_opts, watch);
+
+		/* No pointer of these bytes' making. */
+		memset(&opts->watch, 0, more < sizeof(opts->watch) ? more : sizeof(opts->watch));
 		opts->ranges_space = opts->changed_space = opts->path_space = opts->piece_space = 0;
 		opts->nranges = (uint32_t)n;
 		opts->ranges = ranges;
