@@ -270,6 +270,7 @@ static void what_is_dropped_is_in_each_delta_from_then_on(void **state)
  */
 #define WRITERS 2
 #define EACH (PAGES / WRITERS)
+#define ROUNDS (UNDER_SANITIZER || in_test_vm() ? 20 : 150)
 
 static uint64_t *word_in(unsigned char *at, size_t page)
 {
@@ -314,8 +315,8 @@ static void deltas_of_a_program_that_never_stops_are_instants(void **state)
 		assert_int_equal(pthread_create(&watch.writer[watch.writers++], NULL, write_in_turn,
 						(void *)(uintptr_t)i),
 				 0);
-	for (int i = 0; i < (UNDER_SANITIZER ? 30 : 150); i++) {
-		assert_int_equal(take(i % 50 ? LIBUFFD_SNAPSHOT_DELTA : 0), 0);
+	for (int i = 0; i < ROUNDS; i++) {
+		assert_int_equal(take(i % 10 ? LIBUFFD_SNAPSHOT_DELTA : 0), 0);
 		for (size_t j = 0; j < WRITERS; j++)
 			assert_true(is_one_instant(j));
 	}
