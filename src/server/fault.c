@@ -91,8 +91,7 @@ static bool is_right_as_it_is(const struct srv_space *sp, const struct srv_regio
 	return r->source && !srv_uses_alias(sp, r);
 }
 
-/* Whether a fault at the address would still be answered as this fetch without pages would. */
-static bool still_holds(struct srv_fetch *f)
+bool srv_still_holds(struct srv_fetch *f)
 {
 	struct srv_space *sp = f->port->space;
 	const struct srv_map *m = &sp->map;
@@ -106,6 +105,10 @@ static bool still_holds(struct srv_fetch *f)
 		return f->first == sp->moves;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(m, f->address);
+	if (seg && seg->nobodys && !minor) {
+		pthread_mutex_unlock(&sp->lock);
+		return f->answer != LIBUFFD_ANSWER_ZERO && !f->flags;
+	}
 	if (seg && seg->pages) {
 		state = srv_pages_get(seg->pages,
 				      seg->first + ((f->address - seg->start) >> seg->page_shift));
@@ -133,7 +136,7 @@ static void retry_deferred(struct srv_port *port)
 		struct srv_fetch *f = take_deferred(port);
 
 		/* Another page may have come to the address meanwhile: who waits asks again. */
-		if (!f->pages && !still_holds(f)) {
+		if (!f->pages && !srv_still_holds(f)) {
 			srv_fetch_abandon(f, true);
 			continue;
 		}
@@ -568,7 +571,9 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		return;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, fault->address);
-	if (seg) {
+	if (seg && seg->nobodys) {
+		seg = NULL;
+	} else if (seg) {
 		shift = seg->page_shift;
 		judge(port, seg, fault, arrived, &v);
 		if (v.bare && seg->pages)
@@ -739,6 +744,8 @@ static void work_ports(struct srv_loop *loop)
 			find_lost(port);
 		if (port->due <= loop->now)
 			retry_deferred(port);
+		if (port->rest <= loop->now && !port->closed)
+			srv_port_rest(port);
 		if (port->leave <= loop->now && !port->closed)
 			srv_leave(port);
 		if (wanted && !port->closed)
@@ -783,7 +790,7 @@ uint64_t srv_loop_due(const struct srv_loop *loop)
 	if (!atomic_load_explicit(&loop->waiting, memory_order_relaxed) && !loop->lost)
 		return due;
 	for (const struct srv_port *port = loop->ports; port; port = port->next)
-		due = sooner(due, sooner(sooner(port->due, port->leave),
+		due = sooner(due, sooner(sooner(sooner(port->due, port->leave), port->rest),
 					 sooner(port->lost, port->muted)));
 	return due;
 }
@@ -803,4 +810,7 @@ void srv_port_forget(struct srv_port *port)
 	if (port->leave != UINT64_MAX)
 		port->loop->lost--;
 	port->leave = UINT64_MAX;
+	if (port->rest != UINT64_MAX)
+		port->loop->lost--;
+	port->rest = UINT64_MAX;
 }

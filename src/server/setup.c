@@ -241,6 +241,7 @@ static int map_region(struct srv_space *sp, struct srv_region *r)
 		ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
 				  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
 	if (ret == 0) {
+		srv_moves_added(&sp->events, r->cfg.start, r->cfg.start + r->cfg.len);
 		ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 		if (ret < 0)
 			srv_map_forget(&sp->map, r);
@@ -435,7 +436,7 @@ static uint64_t same_pages(struct srv_space *sp, uint64_t address, uint64_t len,
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, address);
 	if (seg) {
-		*shift = seg->page_shift;
+		*shift = seg->nobodys ? *shift : seg->page_shift;
 		end = seg->end - 1 < end ? seg->end - 1 : end;
 	} else {
 		for (size_t i = 0; i < sp->map.n; i++)

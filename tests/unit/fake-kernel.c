@@ -3,6 +3,7 @@
 #include "fake-kernel.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -31,6 +32,16 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	(void)clock;
 	ts->tv_sec = (time_t)(fk.now / 1000000000);
 	ts->tv_nsec = (long)(fk.now % 1000000000);
+	return 0;
+}
+
+/* A pause: nothing else happens meanwhile. */
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout);
+int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+	if (fds || n || timeout < 0)
+		broken("waits for descriptors");
+	fk.now += (uint64_t)timeout * 1000000;
 	return 0;
 }
 
@@ -563,6 +574,12 @@ uint64_t libuffd_features(const struct libuffd *u)
 	return u->mm->features;
 }
 
+/* Nothing that was not enabled tells of it. */
+uint64_t libuffd_supported(const struct libuffd *u)
+{
+	return u->mm->features;
+}
+
 int libuffd_way(const struct libuffd *u)
 {
 	return u->way;
@@ -847,10 +864,10 @@ static int install(const struct libuffd *u, enum op op, uint64_t start, const vo
 }
 
 /* A copy that wakes nobody is how the server finds out whether a page is registered. */
-static int probe(struct fk_mm *mm, uint64_t dst)
+static int probe(struct fk_mm *mm, uint64_t dst, uint64_t len)
 {
 	unsigned int first, n;
-	int ret = may_resolve(mm, dst, FK_PAGE, &first, &n);
+	int ret = may_resolve(mm, dst, len, &first, &n);
 
 	if (ret < 0)
 		return ret;
@@ -863,7 +880,7 @@ int libuffd_copy(const struct libuffd *u, uint64_t dst, const void *src, size_t 
 {
 	*done = 0;
 	if (flags & LIBUFFD_COPY_DONTWAKE)
-		return probe(u->mm, dst);
+		return probe(u->mm, dst, len);
 	if (fk.to_copy == dst)
 		fk.to_copy = 0;
 	return install(u, COPY, dst, src, len, flags, done);

@@ -103,6 +103,7 @@ struct fk_mutator {
 	unsigned int first, end; /* slots to be emptied when the events are through */
 	bool punches;		 /* of a file the pages themselves, not only of the page table */
 	struct fk_mm *child;	 /* not born before */
+	unsigned int given, given_end; /* slots that others may take before they were told of */
 };
 
 struct fk_mm {

@@ -37,6 +37,9 @@
 	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
 	 LIBUFFD_FEATURE_EVENT_UNMAP)
 
+/* This, or a later bit, tells that the kernel counts the changes in flight. */
+#define FIRST_COUNTED LIBUFFD_FEATURE_EXACT_ADDRESS
+
 enum source { MEMORY, CUSTOM, FILES, CHAIN, ZEROS, SOURCES };
 
 enum kind {
@@ -379,15 +382,46 @@ static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
 	return seg && seg->grows;
 }
 
+/* What nothing tells of is nobody's, and so is what mremap adds to it. */
+static bool is_taken_for_nobodys(const struct fk_mm *mm, const struct fk_page *p)
+{
+	const struct srv_space *sp = space_of(mm);
+	uint64_t at = fk_address((unsigned int)(p - mm->page));
+	const struct srv_seg *seg;
+
+	if (!sp || !p->tail)
+		return false;
+	seg = srv_map_find(&sp->map, at);
+	if (!seg)
+		seg = srv_map_before(&sp->map, at);
+	return seg && seg->nobodys;
+}
+
+static struct fk_page *next_sharer(const struct fk_page *p, struct fk_mm **mm, unsigned int *slot);
+
+/* Where one has poison the others must not read zeros. */
+static bool is_refused(const struct fk_page *p)
+{
+	struct fk_mm *mm = fk.mms;
+	unsigned int slot = 0;
+	struct fk_page *q;
+
+	while ((q = next_sharer(p, &mm, &slot)))
+		if (q->may_poison)
+			return true;
+	return p->may_poison;
+}
+
 static bool may_poison(const struct fk_mm *mm, const struct fk_page *p)
 {
 	struct region *r = region_of(p);
 
-	if (p->may_poison)
+	if (is_refused(p))
 		return true;
 	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
 		return m.failed[r->source][p->from] || (r->source == CUSTOM && m.lost[p->from]);
-	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && !mm->unknown_waits;
+	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE || is_taken_for_nobodys(mm, p)) &&
+	       !mm->unknown_waits;
 }
 
 /* What is dropped of a file is so for all who have it mapped, in whatever process. NULL at the end. */
@@ -624,6 +658,56 @@ static bool run_mutators(unsigned int percent)
 	return any;
 }
 
+/* What is added there would be taken for what is told to go: the server waits with it until that has been. */
+static bool is_given(const struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
+		const struct fk_mutator *mu = &mm->mutator[i];
+
+		if (mu->state != FK_IDLE && mu->given < first + n && mu->given_end > first)
+			return true;
+	}
+	return false;
+}
+
+/* Something of it the server knows, or it is what mremap has added to that. */
+static bool can_be_given(const struct fk_mm *mm, unsigned int first, unsigned int end)
+{
+	for (unsigned int i = first; i < end; i++) {
+		const struct fk_page *p = &mm->page[i];
+
+		if (!p->vma || !p->region || p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
+		    (p->tail && (!i || p[-1].vma != p->vma)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Others may take this place at once. What is left of the mappings that it was cut from nobody touches before the
+ * system call has returned. False: somebody does already.
+ */
+static bool give_away(struct fk_mm *mm, struct fk_mutator *mu, unsigned int first, unsigned int end)
+{
+	unsigned int from = first, to = end;
+
+	while (from && mm->page[from - 1].vma && mm->page[from - 1].vma == mm->page[first].vma)
+		from--;
+	while (to < FK_SLOTS && mm->page[to].vma && mm->page[to].vma == mm->page[end - 1].vma)
+		to++;
+	if (mm->features < FIRST_COUNTED || fk_is_busy(mm, from, to - from) ||
+	    !can_be_given(mm, from, to) || srv_is_heir(&space_of(mm)->heir))
+		return false;
+	for (unsigned int i = 0; i < FK_MUTATORS; i++)
+		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].child)
+			return false;
+	fk_mark_busy(mm, mu, from, first - from);
+	fk_mark_busy(mm, mu, end, to - end);
+	mu->given = first;
+	mu->given_end = end;
+	return true;
+}
+
 /* The first event of a system call that a fork at this moment can be told before. */
 static unsigned int untold(const struct fk_mutator *mu)
 {
@@ -751,21 +835,27 @@ static void op_unmap(void)
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first = (unsigned int)rnd(FK_SLOTS), n = 1 + (unsigned int)rnd(8);
-	bool tells;
+	bool tells, given;
 
 	if (!mu)
 		return;
 	if (n > FK_SLOTS - first)
 		n = FK_SLOTS - first;
-	if (fk_is_busy(mm, first, n) || fork_lingers(mm))
+	/* Nobody unmaps what another thread has given away. */
+	if (fk_is_busy(mm, first, n) || fork_lingers(mm) || is_given(mm, first, n))
 		return;
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
-	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
 	tells = fk_registered(mm, first, n);
+	given = mu->n && chance(30) && give_away(mm, mu, first, first + n);
+	trace("mm %u unmaps %u to %u%s", mm->id, first, first + n, given ? ", late" : "");
 	unmap(mm, first, first + n);
-	fk_mark_busy(mm, mu, first, n);
-	fk_mutate(mm, mu);
+	if (!given)
+		fk_mark_busy(mm, mu, first, n);
+	if (given)
+		linger(mm, mu);
+	else
+		fk_mutate(mm, mu);
 	/* The server cannot know; what came there next it would take for what was there before. */
 	for (unsigned int i = first; i < first + n && tells && !mu->n; i++)
 		mm->page[i].busy = UINT8_MAX;
@@ -818,7 +908,8 @@ static void op_grow(void)
 		return;
 	trace("mm %u grows %u to %u", mm->id, first, end);
 	for (unsigned int n = 1 + (unsigned int)rnd(3); n && end < FK_SLOTS; n--, end++) {
-		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end))
+		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end) ||
+		    is_given(mm, end, 1))
 			return;
 		grow(mm, end);
 	}
@@ -903,7 +994,7 @@ static void op_move(void)
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first, end, start, n, len, to, kept;
-	bool leaves = chance(15), tells, plain;
+	bool leaves = chance(15), tells, plain, given;
 	struct fk_page moved[FK_SLOTS];
 	int at;
 
@@ -924,10 +1015,15 @@ static void op_move(void)
 	if (at < 0 || !fk_is_registered(&mm->page[start]))
 		return;
 	to = (unsigned int)at;
+	if (is_given(mm, to, len) && fk_registered(mm, to, len))
+		return;
 	kept = len < n ? len : n;
 	tells = mm->features & LIBUFFD_FEATURE_EVENT_UNMAP;
+	given = tells && !leaves && chance(20) && give_away(mm, mu, start, start + n);
 	trace("mm %u moves %u to %u, to %u, length %u%s", mm->id, start, start + n, to, len,
-	      leaves ? ", leaves the old" : "");
+	      leaves  ? ", leaves the old"
+	      : given ? ", late"
+		      : "");
 	if (fk_registered(mm, to, len) && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(to), fk_address(to + len), 0);
 	unmap(mm, to, to + len);
@@ -961,11 +1057,12 @@ static void op_move(void)
 	if (!leaves && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(start), fk_address(start + kept),
 			     0);
-	fk_mark_busy(mm, mu, start, n);
+	if (!given)
+		fk_mark_busy(mm, mu, start, n);
 	fk_mark_busy(mm, mu, to, len);
 	m.moved = true;
 	leave_children_alone(mm, start, kept, to, len);
-	if (plain && chance(20))
+	if (given || (plain && chance(20)))
 		linger(mm, mu);
 	else
 		fk_mutate(mm, mu);
@@ -980,7 +1077,7 @@ static bool may_fork(const struct fk_mm *mm)
 	const struct srv_space *sp = space_of(mm);
 
 	/* Nor is it tried here with what is not known of the parent. */
-	if (sp && srv_is_heir(&sp->heir))
+	if ((sp && srv_is_heir(&sp->heir)) || is_given(mm, 0, FK_SLOTS))
 		return false;
 	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
 		const struct fk_mutator *mu = &mm->mutator[i];
@@ -1181,7 +1278,7 @@ static void map_and_add(struct fk_mm *mm)
 	if (m.features & LIBUFFD_FEATURE_MOVE && chance(50))
 		n = (n + MOVED_PAGES - 1) & ~(MOVED_PAGES - 1);
 	at = place(mm, n, FK_SLOTS, 0, true);
-	if (at < 0 || m.nregions >= REGIONS)
+	if (at < 0 || m.nregions >= REGIONS || is_given(mm, (unsigned int)at, n))
 		return;
 	mm->last_vma++;
 	locked = chance(20);
@@ -1205,7 +1302,8 @@ static void cover(struct fk_mm *mm)
 			end++;
 		/* What there is in a file from before would be taken for what it lacks. */
 		if (p->vma && p->missing && !p->file && p->law == LAW_UNKNOWN &&
-		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) && chance(70))
+		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) &&
+		    !is_given(mm, i, end - i) && chance(70))
 			add_region(mm, i, end - i, false);
 	}
 }
@@ -1600,6 +1698,11 @@ static void notice(void *ctx, const struct libuffd_notice *n)
 		/* Without memory for a buffer the server has no bytes either. */
 		for (uint64_t at = 0; mm && fk.no_memory && at < n->len; at += FK_PAGE)
 			mm->page[fk_slot(n->address + at)].may_poison = true;
+		/* Nor may it know yet where they have moved. */
+		for (unsigned int i = 0; i < m.nregions && fk.no_memory; i++)
+			for (unsigned int k = 0; m.region[i].id == n->region && k < m.region[i].n;
+			     k++)
+				m.failed[m.region[i].source][m.region[i].from + k] = true;
 		break;
 	case LIBUFFD_NOTICE_UNKNOWN:
 		break;
@@ -1668,7 +1771,9 @@ static void check_threads(const struct fk_mm *mm)
 
 		if (t->state != FK_WAITS)
 			continue;
-		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && p->vma &&
+		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
+		     is_taken_for_nobodys(mm, p)) &&
+		    p->vma &&
 		    (mm->unknown_waits || !(mm->features & LIBUFFD_FEATURE_POISON) ||
 		     t->reader != mm->readers))
 			continue;
@@ -1911,6 +2016,9 @@ static void begin_server(uint64_t events)
 		m.features |= LIBUFFD_FEATURE_MINOR_SHMEM;
 	if (chance(70))
 		m.features |= LIBUFFD_FEATURE_MOVE;
+	/* Or of an older kernel, that does not count the changes in flight. */
+	if (chance(25))
+		m.features &= FIRST_COUNTED - 1;
 	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
 		m.lost[i] = fk.flaky && chance(5);
 		m.empty[i] = !m.lost[i] && chance(15);
@@ -2834,6 +2942,194 @@ static void a_file_that_is_left_makes_way(void **unused)
 	end_calm();
 }
 
+/* ---- One thing at a time: places that are taken before they are told to be free ------------------------- */
+
+/* Of another source's pages. */
+static void another_region(struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct region *r = &m.region[m.nregions];
+
+	mm->last_vma++;
+	for (unsigned int i = first; i < first + n; i++)
+		mm->page[i].vma = mm->last_vma;
+	cfg.space = mm->space;
+	cfg.start = fk_address(first);
+	cfg.len = n * FK_PAGE;
+	cfg.offset = 20 * FK_PAGE;
+	cfg.source = m.source[MEMORY];
+	cfg.flags = LIBUFFD_REGION_REGISTER;
+	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
+	r->source = MEMORY;
+	r->n = n;
+	r->from = 20;
+	set_law(mm, first, n, m.nregions++);
+}
+
+/* Four pages, and two that mremap has added. */
+static struct fk_mm *begin_grown(const char *name)
+{
+	struct fk_mm *mm = begin_calm(name);
+
+	m.region[0].grows = true;
+	srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
+	grow(mm, 14);
+	grow(mm, 15);
+	return mm;
+}
+
+/* What mremap had added is on no map, so that its UNMAP, told late, is taken for one of what has moved there since. */
+static void an_end_that_went_late_takes_nothing_else(void **unused)
+{
+	(void)unused;
+	/* Alone, or with what it was added to; and what came to there began where it did, or before. */
+	for (unsigned int whole = 0; whole < 2; whole++) {
+		unsigned int first = whole ? 10 : 14, to = whole ? 8 : 14;
+		struct fk_mm *mm = begin_grown("went_late");
+		struct fk_mutator *gone;
+
+		another_region(mm, 50, 8);
+		gone = fk_mutator(mm);
+		unmap(mm, first, 16);
+		fk_add_event(gone, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(16), 0);
+		linger(mm, gone);
+		tell(mm, moves(mm, 50, to, 8));
+		tell(mm, gone);
+		sees_all(mm, to, 8);
+		end_calm();
+	}
+}
+
+/* As moves(), and makes it shorter: what is cut off is told in between, and up to 6.12 the old length. */
+static struct fk_mutator *moves_a_part(struct fk_mm *mm, unsigned int from, unsigned int to,
+				       unsigned int n, unsigned int end, unsigned int told)
+{
+	struct fk_mutator *mu = fk_mutator(mm);
+
+	must(mu != NULL, "too much at a time");
+	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
+	mm->last_vma++;
+	for (unsigned int i = to; i < to + n; i++)
+		mm->page[i].vma = mm->last_vma;
+	unmap(mm, from, end);
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), told * FK_PAGE);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from + n), fk_address(end), 0);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from), fk_address(from + n), 0);
+	linger(mm, mu);
+	return mu;
+}
+
+/* Whether it begins with what is known to have been there, or with what mremap had added. */
+static void an_end_that_is_cut_off_late_takes_nothing_else(void **unused)
+{
+	(void)unused;
+	for (unsigned int kept = 3; kept < 5; kept++) {
+		struct fk_mm *mm = begin_grown("cut_off");
+		struct fk_mutator *far;
+
+		another_region(mm, 50, 8);
+		far = moves_a_part(mm, 10, 30, kept, 16, kept);
+		begin_to_tell(mm, far);
+		turn(0);
+		tell(mm, moves(mm, 50, 9, 8));
+		while (far->state != FK_IDLE) {
+			fk_run_mutator(mm, far);
+			turn(0);
+		}
+		sees_all(mm, 9, 8);
+		sees_all(mm, 30, kept);
+		end_calm();
+	}
+}
+
+/* Where changes are not counted somebody can ask, and is answered, when the first event of a move was told alone. */
+static void what_lies_behind_a_shorter_target_stays(void **unused)
+{
+	struct fk_mm *mm = begin_calm("shorter");
+	struct fk_mutator *move;
+	unsigned int changing;
+
+	(void)unused;
+	m.s->spaces->events.counted = false;
+	another_region(mm, 50, 4);
+	move = moves_a_part(mm, 10, 48, 2, 14, 4);
+	begin_to_tell(mm, move);
+	turn(0);
+	changing = mm->changing;
+	mm->changing = 0; /* it was a bit */
+	sees_all(mm, 48, 6);
+	mm->changing = changing;
+	while (move->state != FK_IDLE) {
+		fk_run_mutator(mm, move);
+		turn(0);
+	}
+	sees_all(mm, 48, 6);
+	end_calm();
+}
+
+/* Its beginning has moved on already, and something else is there. */
+static void what_is_left_of_what_came_moves_on(void **unused)
+{
+	struct fk_mm *mm = begin_calm("left_of_what_came");
+	struct fk_mutator *far, *other;
+
+	(void)unused;
+	another_region(mm, 50, 4);
+	another_region(mm, 70, 1);
+	other = drops(mm, 70); /* so that the layout does not rest */
+	tell(mm, moves(mm, 10, 30, 4));
+	far = moves(mm, 30, 60, 4);
+	tell(mm, moves(mm, 50, 28, 4));
+	tell(mm, far);
+	tell(mm, other);
+	sees_all(mm, 60, 4);
+	sees_all(mm, 28, 4);
+	end_calm();
+}
+
+/* A file that MREMAP_DONTUNMAP left moves on itself, and is told to have done so when another has come to the place. */
+static void what_was_left_and_stays_moves_on(void **unused)
+{
+	struct fk_mm *mm = begin_calm_with("left_and_stays", EVENTS, true, MEMORY);
+	struct fk_mutator *far;
+
+	(void)unused;
+	another_region(mm, 50, 4);
+	tell(mm, moves_and_stays(mm, 10, 30, 4));
+	pass_time();
+	far = moves(mm, 10, 60, 4);
+	tell(mm, moves(mm, 50, 10, 4));
+	tell(mm, far);
+	sees_all(mm, 10, 4);
+	sees_all(mm, 30, 4);
+	sees_all(mm, 60, 4);
+	end_calm();
+}
+
+/* The parent's map had it at the fork, left by a move, but it had been unmapped. */
+static void what_a_child_lacks_is_not_in_its_way(void **unused)
+{
+	struct fk_mm *mm = begin_calm("is_lacked"), *child;
+	struct fk_mutator *move = moves(mm, 10, 30, 4);
+
+	(void)unused;
+	begin_to_tell(mm, move);
+	turn(0);
+	child = tell(mm, forks_one(mm));
+	while (move->state != FK_IDLE) {
+		fk_run_mutator(mm, move);
+		turn(0);
+	}
+	pass_time();
+	sees(child, 30);
+	tell(child, moves(child, 30, 60, 4));
+	pass_time();
+	tell(child, moves(child, 60, 10, 4));
+	tell(child, moves(child, 10, 50, 4));
+	sees_all(child, 50, 4);
+	end_calm();
+}
+
 static void what_one_drops_of_a_file_is_gone_for_all(void **unused)
 {
 	(void)unused;
@@ -2900,6 +3196,12 @@ int main(int argc, char **argv)
 		cmocka_unit_test(who_comes_late_for_a_lost_page_gets_no_zeros),
 		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
 		cmocka_unit_test(a_file_that_is_left_makes_way),
+		cmocka_unit_test(an_end_that_went_late_takes_nothing_else),
+		cmocka_unit_test(an_end_that_is_cut_off_late_takes_nothing_else),
+		cmocka_unit_test(what_lies_behind_a_shorter_target_stays),
+		cmocka_unit_test(what_is_left_of_what_came_moves_on),
+		cmocka_unit_test(what_was_left_and_stays_moves_on),
+		cmocka_unit_test(what_a_child_lacks_is_not_in_its_way),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
