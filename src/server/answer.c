@@ -692,6 +692,7 @@ static int install_run(struct srv_fetch *f)
 	if (n) {
 		space_lock(f);
 		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
+		f->pages->apart |= !srv_is_shared(f->pages->region);
 		f->looked = f->pos + n == f->n;
 		if (f->looked)
 			f->complete = becomes_complete(f->pages);

@@ -119,8 +119,8 @@ bool srv_still_holds(struct srv_fetch *f)
 		flags = seg->pages->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	} else if (!seg && !minor) {
 		/* The same of what mremap adds. */
-		seg = srv_map_before(m, f->address);
-		holds = (f->answer == LIBUFFD_ANSWER_ZERO) == (seg && seg->grows) &&
+		holds = (f->answer == LIBUFFD_ANSWER_ZERO) ==
+				(srv_map_grown(m, f->address) != NULL) &&
 			(f->answer != LIBUFFD_ANSWER_ZERO || f->first == sp->moves);
 		pthread_mutex_unlock(&sp->lock);
 		return holds && !f->flags;
@@ -563,9 +563,9 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	struct verdict v = { 0 };
 	struct srv_pages *pages = NULL;
 	const struct srv_pages *wanted = NULL;
+	const struct srv_seg *seg;
 	uint64_t asked = 0, first = 0, n = 0, flags = 0, start = 0;
 	unsigned int shift = (unsigned int)__builtin_ctzll(sp->page_size);
-	struct srv_seg *seg;
 
 	if (srv_snapshot_fault(port, fault, arrived))
 		return;
@@ -593,13 +593,11 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		    (v.bare == LIBUFFD_ANSWER_ZERO || v.bare == LIBUFFD_ANSWER_CONTINUE))
 			flags = LIBUFFD_RESOLVE_WP;
 	} else {
-		seg = srv_map_before(&sp->map, fault->address);
-		if (seg && seg->grows) {
+		seg = srv_map_grown(&sp->map, fault->address);
+		if (seg) {
 			shift = seg->page_shift;
 			count_fault(&port->loop->server->counters, fault);
 			v.bare = without_pages(fault);
-		} else {
-			seg = NULL;
 		}
 	}
 	start = fault->address;

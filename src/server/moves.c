@@ -28,19 +28,24 @@
  * layout rested, an UNMAP is doubted if it begins where that does, or before: who had memory there kept what lay
  * before the part that he unmapped, and what begins behind it is about what has come. But if it begins with what is known to
  * have been there, then all of it is about that; and if it begins where what was moved had ended it is doubted, for a move
- * that makes shorter cuts off an end. A REMAP is doubted that begins before what has come. When the layout rests the kernel says
+ * that makes shorter cuts off an end. A REMAP is doubted that begins before what has come; if it begins there that has moved
+ * on, for nobody moves what mremap has added without what it was added to. When the layout rests the kernel says
  * whether there is something still (space.c), and whether it is one mapping with what lies before it or behind, as what has
  * grown there would be:
  *
  *   nothing is there                     it was what had come that has gone
  *   a mapping that begins here           what has come is there
- *   one with what is before, ends here   that has grown since, and what had come has gone
- *   else                                 nothing tells: it is nobody's from then on, and a fault an unknown one
+ *   one with what is before              that has grown since, and what had come has gone
  *
- * The last is the price of never taking anything for zeros: mappings merge when what comes right behind another was
- * not touched before. Also nobody's is what comes from where nothing was known to be; a growing piece before it is no
- * reason to take it for zeros. In a child what was doubted at its fork is nobody's, and a fault there is looked into (heirs.c).
- * What is doubted where another comes has gone, with all that the same UNMAP was about.
+ * The last holds as what comes is a mapping of its own, and it is not by itself: the kernel makes one of what nobody has touched and
+ * what it comes to lie behind. But what has been answered once, or tried in vain, it keeps apart from then on
+ * (srv_space_set_apart()), and each region is tried when it is added. Where that was refused since the layout was changing, and
+ * of shared memory, which the kernel joins by what is in the file, one with what is before tells only if it ends where what
+ * had come went on; and else nothing does: it is nobody's from then on, and a fault an unknown one.
+ *
+ * That is the price of never taking anything for zeros. Also nobody's is what comes from where nothing was known to be; a growing
+ * piece before it is no reason to take it for zeros. In a child what was doubted at its fork is nobody's, and a fault there is
+ * looked into (heirs.c). What is doubted where another comes has gone, with all that the same UNMAP was about.
  *
  * Up to 5.14 the kernel does not count the changes that are in flight: the first that was told ends the EAGAIN for all,
  * and nothing says that the layout rests. There nothing is doubted, and an UNMAP is taken as it comes: late where something
@@ -50,6 +55,8 @@
  * is not what that UNMAP is about, also where mremap had added the part.
  *
  * Not seen are memory that is registered and of no region, where another thread unmaps it while a region comes there;
+ * what comes back to where it was cut off, and becomes one mapping again with what it was cut from, just when what mremap had
+ * added there in between is told to have gone late;
  * three threads that take one place within one unrest: the first to be told to have left it is taken for the first that came;
  * and what MREMAP_DONTUNMAP left if it moves on together with what lies beside it, and to its place another came, within one unrest.
  */
@@ -217,22 +224,39 @@ static void has_left(struct srv_moves *v, uint64_t start, uint64_t end, bool cov
 struct told {
 	uint64_t start, end;
 	bool moved;
+	bool own; /* what a move tells last: that its old place is free */
 	/* A part of what was moved had stepped aside from here, so that what has come there since is none of it. */
 	struct libuffd_span aside;
 };
 
-/* From 6.18 on a move that makes shorter what it moves tells how much that is: right behind was what it cut off. */
-static void note_cut(struct srv_moves *v, uint64_t end)
+/*
+ * From 6.18 on a move that makes shorter what it moves tells how much that is: right behind was what it cut off, which is told
+ * before its old place is told to be free.
+ */
+static void note_cut(struct srv_moves *v, uint64_t start, uint64_t end)
 {
 	if (v->ncut == SRV_CUTS)
 		memmove(v->cut, v->cut + 1, --v->ncut * sizeof(v->cut[0]));
-	v->cut[v->ncut++] = end;
+	v->cut[v->ncut++] = (struct libuffd_span){ start, end };
+}
+
+/* Whether this is the end of such a move, which is known no more then. */
+static bool take_cut(struct srv_moves *v, uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < v->ncut; i++) {
+		if (v->cut[i].start != start || v->cut[i].end != end)
+			continue;
+		v->ncut--;
+		memmove(v->cut + i, v->cut + i + 1, (v->ncut - i) * sizeof(v->cut[0]));
+		return true;
+	}
+	return false;
 }
 
 static bool may_be_cut(const struct srv_moves *v, uint64_t start)
 {
 	for (unsigned int i = 0; i < v->ncut; i++)
-		if (v->cut[i] == start)
+		if (v->cut[i].end == start)
 			return true;
 	return false;
 }
@@ -265,17 +289,36 @@ static void has_moved_on(struct srv_moves *v, const struct told *t)
 /* Up to the end of the last of its pieces: what was told may be longer. */
 static void has_come(struct srv_moves *v, const struct srv_map *m, uint64_t start, uint64_t end)
 {
-	struct srv_came c = { start, start, start };
+	struct srv_came c = { .start = start, .end = start, .first = start, .apart = true };
 
 	has_left(v, start, end, true);
-	for (size_t i = 0; i < m->n; i++)
-		if (m->seg[i].pages && m->seg[i].start < end && m->seg[i].end > start)
-			c.end = least(m->seg[i].end, end);
+	for (size_t i = 0; i < m->n; i++) {
+		if (!m->seg[i].pages || m->seg[i].start >= end || m->seg[i].end <= start)
+			continue;
+		c.end = least(m->seg[i].end, end);
+		c.apart &= m->seg[i].pages->apart;
+	}
 	if (c.end == start)
 		return;
 	if (v->ncame == SRV_CAME)
 		memmove(v->came, v->came + 1, --v->ncame * sizeof(v->came[0]));
 	v->came[v->ncame++] = c;
+}
+
+const struct srv_came *srv_moves_came(const struct srv_moves *v, uint64_t address)
+{
+	for (unsigned int i = 0; i < v->ncame; i++)
+		if (v->came[i].start <= address && v->came[i].end > address)
+			return &v->came[i];
+	return NULL;
+}
+
+static bool has_any(const struct srv_moves *v, uint64_t start, uint64_t end)
+{
+	for (unsigned int i = 0; i < v->ncame; i++)
+		if (v->came[i].start < end && v->came[i].end > start)
+			return true;
+	return false;
 }
 
 /* The first part of [start, end) that has come, and may not be meant; an empty one at the end if none. */
@@ -303,6 +346,26 @@ static void note_doubtful(struct srv_moves *v, uint64_t start, uint64_t end)
 	v->doubtful[v->ndoubtful++] = (struct libuffd_span){ start, end };
 }
 
+/* What stepped aside for what has grown there: nothing has come that this could be about. Number of pages. */
+static uint64_t unmap_aside(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end)
+{
+	uint64_t n = 0;
+
+	for (unsigned int i = v->naside; i-- > 0;) {
+		struct srv_aside *a = &v->aside[i];
+		uint64_t from = most(a->start, start), to = least(a->end, end);
+
+		if (from >= to || has_any(v, from, to))
+			continue;
+		if (from == a->start && to == a->end)
+			n += forget_aside(v, m, i);
+		else
+			n += srv_map_unmapped(m, a->at + (from - a->start),
+					      a->at + (to - a->start));
+	}
+	return n;
+}
+
 static uint64_t unmapped_there(struct srv_moves *v, struct srv_map *m, const struct told *t,
 			       uint64_t start, uint64_t end)
 {
@@ -313,6 +376,8 @@ static uint64_t unmapped_there(struct srv_moves *v, struct srv_map *m, const str
 		struct libuffd_span came = first_doubtful(v, t, start, end);
 
 		n += srv_map_unmapped(m, start, came.start);
+		if (!t->own)
+			n += unmap_aside(v, m, start, came.start);
 		n += srv_map_doubted(m, came.start, came.end);
 		any |= came.start < came.end;
 		start = came.end;
@@ -372,12 +437,30 @@ static uint64_t known_end(const struct srv_moves *v, const struct srv_map *m, co
 	return end;
 }
 
+/*
+ * Of what moves from [start, end) what comes behind a gap was not part of it: something has grown over the gap, and so over that, which
+ * had gone then. Where it begins; the end if nowhere.
+ */
+static uint64_t grown_over(const struct srv_moves *v, const struct srv_map *m, uint64_t start,
+			   uint64_t end)
+{
+	for (size_t i = 1; i < m->n; i++) {
+		const struct srv_seg *seg = &m->seg[i];
+
+		if (seg->start > start && seg->start < end && is_alive(seg) &&
+		    m->seg[i - 1].end > start && m->seg[i - 1].end < seg->start &&
+		    srv_map_grown(m, seg->start - 1) && !srv_moves_came(v, seg->start))
+			return seg->start;
+	}
+	return end;
+}
+
 /* What is alive where something has come cannot be there any more. */
 static void make_way(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end)
 {
 	const struct srv_seg *seg = alive(m, start);
 
-	while (seg && seg->start < end) {
+	while (start < end && seg && seg->start < end) {
 		uint64_t at = most(seg->start, start);
 
 		start = least(seg->end, end);
@@ -430,17 +513,9 @@ static void keep_to_late(struct srv_moves *v, const struct told *t)
 	}
 }
 
-bool srv_moves_began_before(const struct srv_moves *v, uint64_t address)
-{
-	for (unsigned int i = 0; i < v->ncame; i++)
-		if (v->came[i].start < address && v->came[i].end > address)
-			return true;
-	return false;
-}
-
 uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end)
 {
-	const struct told t = { .start = start, .end = end };
+	const struct told t = { .start = start, .end = end, .own = take_cut(v, start, end) };
 	uint64_t n = 0, at = start;
 
 	undo_too_long(v, m, start, end);
@@ -458,14 +533,18 @@ uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t sta
 	return n;
 }
 
-/* It was moved, or what had been there before it was. */
+/* It was moved, or what had been there before it was. Of a mapping of its own nothing else that began before can have been a part. */
 static void note_either(struct srv_moves *v, struct srv_map *m, const struct libuffd_span *came,
 			uint64_t to)
 {
+	const struct srv_came *c = srv_moves_came(v, came->start);
+
 	if (came->start >= came->end)
 		return;
 	srv_map_doubted(m, came->start, came->end);
 	v->doubts = true;
+	if (c && c->apart)
+		return;
 	if (v->neither < SRV_EITHER)
 		v->either[v->neither++] = (struct srv_either){ came->start, came->end, to };
 	else
@@ -590,26 +669,11 @@ static void clear_doubted(struct srv_moves *v, struct srv_map *m, uint64_t start
 		drop_doubted(v, m, start, end);
 }
 
-/*
- * What is doubted and has something right before it that may have grown goes: if it is that which was moved alone,
- * nothing tells.
- */
-static void give_up_doubted(struct srv_moves *v, struct srv_map *m, uint64_t from)
-{
-	const struct srv_seg *seg = srv_map_find(m, from), *before;
-
-	if (!seg || !seg->doubted)
-		return;
-	before = srv_map_before(m, seg->start);
-	if (before && before->end == seg->start)
-		srv_moves_settled(v, m, (size_t)(seg - m->seg), SRV_UNSURE);
-}
-
 uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t from, uint64_t to,
 			    uint64_t len)
 {
 	struct told t = { .start = from, .moved = true };
-	uint64_t n, first;
+	uint64_t n, first, over;
 
 	len = least(len, UINT64_MAX - most(from, to));
 	if (!v->counted) {
@@ -619,18 +683,19 @@ uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t fro
 	}
 	t.end = from + len;
 	clear_doubted(v, m, to, to + len);
-	give_up_doubted(v, m, from);
+	over = grown_over(v, m, from, t.end);
 	if (known_end(v, m, &t) > from)
-		len = known_end(v, m, &t) - from;
+		len = least(known_end(v, m, &t), over) - from;
 	make_way(v, m, to, to + len);
 	note_late(v, m, to, to + len);
 	t.aside = all_aside(v, t.start, t.end);
 	first = first_known(v, m, &t) - from;
 	v->longest = (struct srv_either){ from, t.end, to };
-	note_cut(v, t.end);
+	note_cut(v, from, t.end);
 	follow_either(v, &t, to);
 	has_moved_on(v, &t);
 	n = move_all(v, m, &t, from + len, to);
+	make_way(v, m, over, t.end);
 	srv_map_unmapped(m, to, to + first);
 	srv_map_fill(m, to, to + first, 0, true);
 	leave_tail(m, &t, to, len);

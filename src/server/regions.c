@@ -207,6 +207,7 @@ int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out)
 	p->leaving = from->leaving;
 	p->twice = from->twice;
 	p->poisoned = from->poisoned;
+	p->apart = from->apart;
 	if (p->count[SRV_ABSENT] == p->n)
 		return 0;
 	for (size_t i = 0; i < p->bytes / sizeof(uint64_t); i++) {
@@ -418,6 +419,17 @@ struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address)
 	size_t i = behind(m, address);
 
 	return i ? &m->seg[i - 1] : NULL;
+}
+
+/* What it has grown over may be zeros that a move had left there, and that are yet to be told to have gone. */
+const struct srv_seg *srv_map_grown(const struct srv_map *m, uint64_t address)
+{
+	size_t i = behind(m, address);
+
+	while (i > 1 && !m->seg[i - 1].pages && !m->seg[i - 1].nobodys && !m->seg[i - 1].grows &&
+	       m->seg[i - 2].end == m->seg[i - 1].start)
+		i--;
+	return i && m->seg[i - 1].grows ? &m->seg[i - 1] : NULL;
 }
 
 static bool seg_where(const struct srv_seg *s, const struct srv_pages *pages, uint64_t i,
@@ -724,15 +736,20 @@ uint64_t srv_map_unmapped(struct srv_map *m, uint64_t start, uint64_t end)
 	return lost;
 }
 
+/* Either part of a piece that loses its end, or does not, is what mremap makes longer. */
 uint64_t srv_map_doubted(struct srv_map *m, uint64_t start, uint64_t end)
 {
+	size_t before = m->n, i, j;
 	uint64_t lost = 0;
-	size_t i, j;
+	bool grows;
 
 	if (start >= end)
 		return 0;
 	i = split(m, start, false);
+	grows = m->n > before && m->seg[i].grows;
 	j = split(m, end, true);
+	if (grows && m->seg[i].grows)
+		m->seg[i - 1].grows = true;
 	for (; j > i; j--) {
 		struct srv_seg *s = &m->seg[j - 1];
 
@@ -747,6 +764,11 @@ uint64_t srv_map_doubted(struct srv_map *m, uint64_t start, uint64_t end)
 void srv_map_trusted(struct srv_map *m, size_t i)
 {
 	m->seg[i].doubted = false;
+	/* What was cut in two by the doubt goes on here. */
+	if (i && m->seg[i].pages && m->seg[i - 1].pages == m->seg[i].pages &&
+	    m->seg[i - 1].end == m->seg[i].start &&
+	    m->seg[i - 1].first + pages_in(&m->seg[i - 1]) == m->seg[i].first)
+		m->seg[i - 1].grows = false;
 	join(m, i + 1);
 	join(m, i);
 }
@@ -805,7 +827,7 @@ static struct srv_seg left_by(const struct srv_seg *moved)
 {
 	struct srv_seg s = *moved;
 
-	s.left = s.doubted = false;
+	s.left = s.doubted = s.stays = false;
 	s.second = s.pages && srv_is_shared(s.pages->region);
 	if (!s.second) {
 		s.pages = NULL;

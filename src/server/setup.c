@@ -265,6 +265,23 @@ static void unmap_region(struct srv_space *sp, struct srv_region *r)
 	pthread_mutex_unlock(&sp->lock);
 }
 
+/* What is shared, or of huge pages, becomes one mapping with what it lies beside in its file, or with nothing. */
+static void set_apart(struct srv_space *sp, const struct srv_region *r)
+{
+	const struct srv_seg *seg;
+
+	if (!sp->events.counted || !(sp->features & LIBUFFD_FEATURE_EVENT_REMAP) ||
+	    srv_is_shared(r) || r->cfg.page_size != sp->page_size ||
+	    !srv_space_set_apart(sp, r->cfg.start) ||
+	    !srv_space_set_apart(sp, r->cfg.start + r->cfg.len - r->cfg.page_size))
+		return;
+	pthread_mutex_lock(&sp->lock);
+	seg = srv_map_find(&sp->map, r->cfg.start);
+	if (seg && seg->pages && seg->pages->region == r)
+		seg->pages->apart = true;
+	pthread_mutex_unlock(&sp->lock);
+}
+
 /*
  * Known before it is registered, so that its first fault is not unknown; registered last, so that there is nothing
  * to undo of what others may have registered before.
@@ -280,6 +297,7 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	if (ret == 0)
 		ret = make_registered(sp, &r->cfg);
 	if (ret == 0) {
+		set_apart(sp, r);
 		/* Who came too early asks again. */
 		libuffd_wake(sp->u, r->cfg.start, (size_t)r->cfg.len);
 		return 0;

@@ -640,25 +640,38 @@ static int look_at(const struct srv_space *sp, uint64_t start, uint64_t len)
 			    &done);
 }
 
+bool srv_space_set_apart(const struct srv_space *sp, uint64_t address)
+{
+	int ret = look_at(sp, address, sp->page_size);
+
+	return ret == -EFAULT || ret == -EEXIST;
+}
+
 /* What was doubted of this piece: moves.c. 0, -EAGAIN, or -ESRCH. */
 static int find_truth(const struct srv_space *sp, const struct srv_seg *seg, enum srv_truth *truth)
 {
+	const struct srv_came *came = srv_moves_came(&sp->events, seg->start);
 	uint64_t page = UINT64_C(1) << seg->page_shift;
-	int ret = look_at(sp, seg->start, page), before, behind;
+	int ret = look_at(sp, seg->start, page);
 
 	*truth = SRV_WENT;
 	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
 		return ret == -ENOENT ? 0 : ret;
 	*truth = SRV_STAYS;
 	/* That is one mapping with what is before as it came. */
-	if (srv_moves_began_before(&sp->events, seg->start))
+	if (came && came->start < seg->start)
 		return 0;
-	before = look_at(sp, seg->start - page, 2 * page);
-	if (before == -EAGAIN || before == -ESRCH || before == -ENOENT)
-		return before == -ENOENT ? 0 : before;
-	behind = look_at(sp, seg->end - page, 2 * page);
-	*truth = behind == -ENOENT ? SRV_WENT : SRV_UNSURE;
-	return behind == -EAGAIN || behind == -ESRCH ? behind : 0;
+	ret = look_at(sp, seg->start - page, 2 * page);
+	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
+		return ret == -ENOENT ? 0 : ret;
+	*truth = SRV_WENT;
+	if (came && came->apart)
+		return 0;
+	/* Where what came ends there was a border before anything grew. */
+	ret = look_at(sp, seg->end - page, 2 * page);
+	if (ret != -ENOENT || (came && seg->end == came->end))
+		*truth = SRV_UNSURE;
+	return ret == -EAGAIN || ret == -ESRCH ? ret : 0;
 }
 
 static struct srv_seg *first_doubted(struct srv_map *m)

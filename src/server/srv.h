@@ -85,6 +85,7 @@ struct srv_pages {
 	bool leaving;	   /* complete, and to be unregistered */
 	bool twice;	   /* some of them have been in two places at once */
 	bool poisoned;	   /* some of them; not which */
+	bool apart;	   /* where they move they become no part of another mapping: moves.c */
 	uint64_t stamp;	   /* stats.c: counted in this round */
 };
 
@@ -148,6 +149,8 @@ int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_page
 struct srv_seg *srv_map_find(const struct srv_map *m, uint64_t address);
 /* The last piece that ends at or before the address, or NULL. */
 struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address);
+/* What mremap has made longer up to the address, if nothing else is there; or NULL. */
+const struct srv_seg *srv_map_grown(const struct srv_map *m, uint64_t address);
 /*
  * Where page @i of @pages is now: its address and, in *n, how many are there from it on; false if nowhere. Where a
  * move has left it behind only if it is nowhere else.
@@ -210,6 +213,7 @@ struct srv_aside {
 /* What is left at [start, end) of what came to @first and on, where other memory has come to the rest. */
 struct srv_came {
 	uint64_t start, end, first;
+	bool apart; /* as a mapping of its own */
 };
 
 /* What is at [start, end) on the map, or was moved to @to. */
@@ -231,7 +235,7 @@ struct srv_moves {
 	/* Where something was moved to since the layout rested last, as far as it is there still. */
 	struct srv_came came[SRV_CAME];
 	unsigned int ncame;
-	uint64_t cut[SRV_CUTS]; /* where what moved since had ended, if it was made shorter */
+	struct libuffd_span cut[SRV_CUTS]; /* what moved, and may have been made shorter just now */
 	unsigned int ncut;
 	/* What is doubted and, if it has gone, was moved. */
 	struct srv_either either[SRV_EITHER];
@@ -251,8 +255,8 @@ enum srv_truth {
 	SRV_UNSURE, /* nothing tells */
 };
 
-/* What has come to the address since the layout rested is before it, too. */
-bool srv_moves_began_before(const struct srv_moves *v, uint64_t address);
+/* What has come to the address since the layout rested, or NULL. */
+const struct srv_came *srv_moves_came(const struct srv_moves *v, uint64_t address);
 /* What an UNMAP or a REMAP says, where both are told. Number of pages that were unmapped or moved. */
 uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end);
 uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t from, uint64_t to,
@@ -742,6 +746,8 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error);
 int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page);
 /* Asked of the kernel, whether or not the server has been told. REGISTER says -ENOMEM then, as of too many mappings. */
 bool srv_space_has_exited(const struct srv_space *sp);
+/* From now on the mapping at the address becomes one with no other where it moves. False: it may. */
+bool srv_space_set_apart(const struct srv_space *sp, uint64_t address);
 /* Events are still to be read, or have just been. */
 bool srv_space_is_changing(const struct srv_space *sp, uint64_t address);
 /* Nobody tells that a child has exited: look, now and then. */

@@ -306,6 +306,52 @@ bool fk_is_busy(const struct fk_mm *mm, unsigned int first, unsigned int n)
 	return false;
 }
 
+static void touch_mapping(struct fk_mm *mm, unsigned int slot)
+{
+	uint32_t vma = mm->page[slot].vma;
+
+	for (unsigned int i = 0; i < FK_SLOTS && !mm->page[slot].touched; i++)
+		if (i != slot && mm->page[i].vma == vma)
+			mm->page[i].touched = vma;
+	if (!mm->page[slot].touched)
+		mm->page[slot].touched = vma;
+}
+
+static bool joins(const struct fk_page *left, const struct fk_page *right)
+{
+	return left->vma && right->vma && left->vma != right->vma && !left->file && !right->file &&
+	       left->offset == right->offset && left->missing == right->missing &&
+	       left->minds_wp == right->minds_wp && left->locked == right->locked &&
+	       (!left->touched || !right->touched || left->touched == right->touched);
+}
+
+static void make_one(struct fk_mm *mm, const struct fk_page *left, const struct fk_page *right)
+{
+	uint32_t a = left->vma, b = right->vma;
+	uint32_t touched = left->touched ? left->touched : right->touched;
+
+	for (unsigned int i = 0; i < FK_SLOTS; i++)
+		if (mm->page[i].vma == a || mm->page[i].vma == b) {
+			mm->page[i].vma = a;
+			mm->page[i].touched = touched;
+		}
+}
+
+void fk_join(struct fk_mm *mm, unsigned int slot)
+{
+	unsigned int first = slot, end = slot + 1;
+	uint32_t vma = mm->page[slot].vma;
+
+	while (first && mm->page[first - 1].vma == vma)
+		first--;
+	while (end < FK_SLOTS && mm->page[end].vma == vma)
+		end++;
+	if (first && joins(&mm->page[first - 1], &mm->page[first]))
+		make_one(mm, &mm->page[first - 1], &mm->page[first]);
+	if (end < FK_SLOTS && joins(&mm->page[end - 1], &mm->page[end]))
+		make_one(mm, &mm->page[end - 1], &mm->page[end]);
+}
+
 bool fk_registered(const struct fk_mm *mm, unsigned int first, unsigned int n)
 {
 	for (unsigned int i = first; i < first + n; i++)
@@ -780,6 +826,7 @@ static void put_in(struct fk_mm *mm, unsigned int slot, enum op op, uint64_t tag
 
 	trace("mm %u: slot %u gets %s %#llx%s", mm->id, slot, names[op], (unsigned long long)tag,
 	      wp ? " protected" : "");
+	touch_mapping(mm, slot);
 	if (op == CONTINUE)
 		law_map(mm, slot, tag, wp);
 	else
@@ -871,6 +918,7 @@ static int probe(struct fk_mm *mm, uint64_t dst, uint64_t len)
 
 	if (ret < 0)
 		return ret;
+	touch_mapping(mm, first);
 	return mm->page[first].content == FK_BYTES || fk_cached(&mm->page[first]) ? -EEXIST
 										  : -EFAULT;
 }

@@ -14,6 +14,7 @@
  * UFFD_MODEL_TRACE=1 in the environment every step is told on stderr.
  */
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -376,11 +377,11 @@ static const struct srv_space *space_of(const struct fk_mm *mm)
 static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
 {
 	const struct srv_space *sp = space_of(mm);
-	const struct srv_seg *seg;
 
-	seg = sp ? srv_map_before(&sp->map, fk_address(slot)) : NULL;
-	return seg && seg->grows;
+	return sp && srv_map_grown(&sp->map, fk_address(slot));
 }
+
+static bool all_is_known; /* of the life that is tried: what mremap has added, too */
 
 /* What nothing tells of is nobody's, and so is what mremap adds to it. */
 static bool is_taken_for_nobodys(const struct fk_mm *mm, const struct fk_page *p)
@@ -389,7 +390,7 @@ static bool is_taken_for_nobodys(const struct fk_mm *mm, const struct fk_page *p
 	uint64_t at = fk_address((unsigned int)(p - mm->page));
 	const struct srv_seg *seg;
 
-	if (!sp || !p->tail)
+	if (!sp || !p->tail || all_is_known)
 		return false;
 	seg = srv_map_find(&sp->map, at);
 	if (!seg)
@@ -670,14 +671,18 @@ static bool is_given(const struct fk_mm *mm, unsigned int first, unsigned int n)
 	return false;
 }
 
-/* Something of it the server knows, or it is what mremap has added to that. */
+/*
+ * Something of it the server knows, or it is what mremap has added to that. What a move has left is not known to be there
+ * still before all has been told, and in a child never.
+ */
 static bool can_be_given(const struct fk_mm *mm, unsigned int first, unsigned int end)
 {
 	for (unsigned int i = first; i < end; i++) {
 		const struct fk_page *p = &mm->page[i];
+		const struct srv_seg *seg = srv_map_find(&space_of(mm)->map, fk_address(i));
 
 		if (!p->vma || !p->region || p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
-		    (p->tail && (!i || p[-1].vma != p->vma)))
+		    (p->tail && (!i || p[-1].vma != p->vma)) || (seg && seg->second && !seg->stays))
 			return false;
 	}
 	return true;
@@ -878,6 +883,8 @@ static void grow(struct fk_mm *mm, unsigned int i)
 	p->file = last->file;
 	p->file_page = (uint8_t)(last->file_page + (last->file != 0));
 	p->tail = true;
+	p->touched = last->touched;
+	p->offset = last->offset;
 	p->region = last->region;
 	p->index = UINT16_MAX;
 	if (!fk_is_registered(last))
@@ -988,6 +995,13 @@ static struct fk_page left_behind(const struct fk_page *old)
 	return p;
 }
 
+/* Nobody moves what mremap has added without what it was added to, but where all has been told. */
+static bool moves_alone(const struct fk_mm *mm, unsigned int start)
+{
+	return mm->page[start].tail && mm->features >= FIRST_COUNTED &&
+	       (mm->changing || srv_moves_restless(&space_of(mm)->events));
+}
+
 /* mremap() in its forms: to a free or a taken place, longer, shorter, leaving the old mapping behind. */
 static void op_move(void)
 {
@@ -1012,14 +1026,15 @@ static void op_move(void)
 	if (fork_lingers(mm) && !plain)
 		return;
 	at = place(mm, len, start, start + n, chance(70) || fork_lingers(mm));
-	if (at < 0 || !fk_is_registered(&mm->page[start]))
+	if (at < 0 || !fk_is_registered(&mm->page[start]) || moves_alone(mm, start))
 		return;
 	to = (unsigned int)at;
 	if (is_given(mm, to, len) && fk_registered(mm, to, len))
 		return;
 	kept = len < n ? len : n;
 	tells = mm->features & LIBUFFD_FEATURE_EVENT_UNMAP;
-	given = tells && !leaves && chance(20) && give_away(mm, mu, start, start + n);
+	given = tells && !leaves && !mm->page[start].tail && chance(20) &&
+		give_away(mm, mu, start, start + n);
 	trace("mm %u moves %u to %u, to %u, length %u%s", mm->id, start, start + n, to, len,
 	      leaves  ? ", leaves the old"
 	      : given ? ", late"
@@ -2122,6 +2137,316 @@ static void no_page_is_lost_and_nobody_waits_without_events(void **unused)
 	lives(0, "without");
 }
 
+/* ---- Gangs ---------------------------------------------------------------------------------------------------------- */
+
+/*
+ * As in many_on_the_same_memory_see_no_wrong_byte(), on a kernel whose threads may stop anywhere: each gang has one mapping, and changes it
+ * by one system call after the other. Others look where they like. Nothing is known less of what comes to a place that
+ * somebody has just left, and the kernel makes one mapping of what it can.
+ */
+#define GANGS FK_MUTATORS
+#define GANG_PAGES 6
+#define GANG_LEAST 2
+#define GANG_MOST 12
+
+struct gang {
+	unsigned int at, n; /* slots; n 0: it has nothing */
+	unsigned int given; /* pages behind the first that no mremap has added */
+	unsigned int
+		left; /* slots that a move has left, to be unmapped next: as many as it has pages; or UINT_MAX */
+	uint64_t region; /* or 0 */
+};
+
+static struct gang gang[GANGS];
+
+static struct fk_mutator *mutator_of(struct fk_mm *mm, const struct gang *g)
+{
+	struct fk_mutator *mu = &mm->mutator[g - gang];
+
+	must(mu->state == FK_IDLE, "two system calls of one thread");
+	memset(mu, 0, sizeof(*mu));
+	return mu;
+}
+
+static bool is_free(const struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	for (unsigned int i = first; i < first + n; i++)
+		if (mm->page[i].vma)
+			return false;
+	return true;
+}
+
+/* Mostly as high as there is room, as the kernel has it; right beside others, then. -1: nowhere. */
+static int gang_place(const struct fk_mm *mm, unsigned int n)
+{
+	unsigned int from = chance(70) ? FK_SLOTS - n : (unsigned int)rnd(FK_SLOTS - n + 1);
+
+	for (unsigned int at = from + 1; at-- > 0;)
+		if (is_free(mm, at, n))
+			return (int)at;
+	return -1;
+}
+
+static void gang_goes_on(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	if (chance(50))
+		linger(mm, mu);
+	else
+		fk_mutate(mm, mu);
+}
+
+static void gang_munmap(struct fk_mm *mm, struct gang *g, unsigned int first, unsigned int end)
+{
+	struct fk_mutator *mu = mutator_of(mm, g);
+
+	trace("gang %u unmaps %u to %u", (unsigned int)(g - gang), first, end);
+	unmap(mm, first, end);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(end), 0);
+	gang_goes_on(mm, mu);
+}
+
+static void gang_drop(struct fk_mm *mm, struct gang *g)
+{
+	struct fk_mutator *mu = mutator_of(mm, g);
+
+	mu->first = g->at + (unsigned int)rnd(g->n);
+	mu->end = mu->first + 1 + (unsigned int)rnd(g->at + g->n - mu->first);
+	trace("gang %u drops %u to %u", (unsigned int)(g - gang), mu->first, mu->end);
+	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(mu->first), fk_address(mu->end), 0);
+	for (unsigned int i = mu->first; i < mu->end; i++)
+		if (mm->page[i].law == LAW_SOURCE)
+			mm->page[i].law = LAW_EITHER;
+	gang_goes_on(mm, mu);
+}
+
+static void gang_grow_page(struct fk_mm *mm, unsigned int i)
+{
+	grow(mm, i);
+	mm->page[i].law = LAW_ZERO;
+}
+
+static void gang_move(struct fk_mm *mm, struct gang *g, unsigned int len, bool stays)
+{
+	unsigned int from = g->at, to;
+	int at = gang_place(mm, len);
+	struct fk_mutator *mu;
+
+	if (at < 0)
+		return;
+	to = (unsigned int)at;
+	mu = mutator_of(mm, g);
+	trace("gang %u moves %u to %u, to %u, length %u%s", (unsigned int)(g - gang), from,
+	      from + g->n, to, len, stays ? ", leaves the old" : "");
+	mm->last_vma++;
+	for (unsigned int i = 0; i < g->n; i++) {
+		struct fk_page *p = &mm->page[to + i];
+
+		*p = mm->page[from + i];
+		p->vma = mm->last_vma;
+		p->offset = p->touched ? (int16_t)(p->offset + (int)from - (int)to) : 0;
+		if (stays)
+			mm->page[from + i] = left_behind(&mm->page[from + i]);
+	}
+	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), g->n * FK_PAGE);
+	if (!stays) {
+		unmap(mm, from, from + g->n);
+		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from), fk_address(from + g->n), 0);
+	}
+	g->left = stays ? from : UINT_MAX;
+	g->at = to;
+	while (g->n < len)
+		gang_grow_page(mm, to + g->n++);
+	fk_join(mm, to);
+	gang_goes_on(mm, mu);
+}
+
+static void gang_longer(struct fk_mm *mm, struct gang *g, unsigned int by)
+{
+	unsigned int end = g->at + g->n;
+
+	if (end + by > FK_SLOTS || !is_free(mm, end, by)) {
+		gang_move(mm, g, g->n + by, false);
+		return;
+	}
+	trace("gang %u grows %u to %u", (unsigned int)(g - gang), g->at, end + by);
+	for (unsigned int i = end; i < end + by; i++)
+		gang_grow_page(mm, i);
+	g->n += by;
+	fk_join(mm, g->at);
+}
+
+static void gang_shorter(struct fk_mm *mm, struct gang *g, unsigned int by)
+{
+	g->n -= by;
+	g->given = g->given < g->n ? g->given : g->n;
+	gang_munmap(mm, g, g->at + g->n, g->at + g->n + by);
+}
+
+static void gang_cut(struct fk_mm *mm, struct gang *g, unsigned int by)
+{
+	g->at += by;
+	g->n -= by;
+	g->given -= by;
+	gang_munmap(mm, g, g->at - by, g->at);
+}
+
+/* Once all that was told has been read: the server waits for that itself, where somebody else turns it. */
+static void gang_begin(struct fk_mm *mm, struct gang *g)
+{
+	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
+	struct region *r = &m.region[m.nregions];
+	int at = gang_place(mm, GANG_PAGES);
+
+	if (at < 0 || m.nregions == REGIONS || !fk_settled(mm))
+		return;
+	if (g->region)
+		libuffd_server_remove_region(m.s, g->region);
+	g->at = (unsigned int)at;
+	g->n = g->given = GANG_PAGES;
+	g->left = UINT_MAX;
+	mm->last_vma++;
+	for (unsigned int i = g->at; i < g->at + g->n; i++)
+		mm->page[i].vma = mm->last_vma;
+	r->source = chance(50) ? MEMORY : CUSTOM;
+	r->n = GANG_PAGES;
+	r->from = (unsigned int)rnd(SOURCE_PAGES - GANG_PAGES);
+	r->grows = true;
+	cfg.space = mm->space;
+	cfg.start = fk_address(g->at);
+	cfg.len = GANG_PAGES * FK_PAGE;
+	cfg.offset = r->from * FK_PAGE;
+	cfg.source = m.source[r->source];
+	cfg.window = chance(50) ? FK_PAGE : 4 * FK_PAGE;
+	cfg.flags = LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_GROWS;
+	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
+	trace("gang %u begins at %u: region %llu", (unsigned int)(g - gang), g->at,
+	      (unsigned long long)r->id);
+	g->region = r->id;
+	set_law(mm, g->at, g->n, m.nregions++);
+	fk_join(mm, g->at);
+}
+
+static void gang_change(struct fk_mm *mm, struct gang *g)
+{
+	unsigned int by = 1 + (unsigned int)rnd(3);
+
+	if (g->n && g->left != UINT_MAX) {
+		gang_munmap(mm, g, g->left, g->left + g->n);
+		g->left = UINT_MAX;
+		return;
+	}
+	switch (g->n ? rnd(12) : 12) {
+	case 0:
+	case 1:
+		gang_drop(mm, g);
+		break;
+	case 2:
+	case 3:
+	case 4:
+		gang_move(mm, g, g->n, false);
+		break;
+	case 5:
+		gang_move(mm, g, g->n, true);
+		break;
+	case 6:
+	case 7:
+		if (g->n + by <= GANG_MOST)
+			gang_longer(mm, g, by);
+		break;
+	case 8:
+	case 9:
+		if (g->n >= GANG_LEAST + by)
+			gang_shorter(mm, g, by);
+		break;
+	case 10:
+		if (g->n >= GANG_LEAST + by && g->given > by)
+			gang_cut(mm, g, by);
+		break;
+	case 11:
+		gang_munmap(mm, g, g->at, g->at + g->n);
+		g->n = 0;
+		break;
+	default:
+		gang_begin(mm, g);
+	}
+}
+
+static void gang_looks(struct fk_mm *mm)
+{
+	struct fk_thread *t = &mm->thread[rnd(FK_THREADS)];
+	const struct gang *g = &gang[rnd(GANGS)];
+
+	if (t->state != FK_RUNS)
+		return;
+	t->slot = g->n && chance(80) ? g->at + (unsigned int)rnd(g->n)
+				     : (unsigned int)rnd(FK_SLOTS);
+	t->write = false;
+	if (mm->page[t->slot].vma)
+		fk_touch(mm, t);
+}
+
+static void gang_step(struct fk_mm *mm)
+{
+	struct gang *g = &gang[rnd(GANGS)];
+
+	switch (rnd(10)) {
+	case 0:
+	case 1:
+	case 2:
+		turn(chance(70) ? 0 : (int64_t)rnd(1000000));
+		break;
+	case 3:
+	case 4:
+		gang_looks(mm);
+		break;
+	case 5:
+		run_woken(60);
+		break;
+	case 6:
+		if (m.nrequests)
+			custom_answer((unsigned int)rnd(m.nrequests));
+		break;
+	case 7:
+		run_mutators(40);
+		break;
+	default:
+		if (mm->mutator[g - gang].state == FK_IDLE)
+			gang_change(mm, g);
+	}
+}
+
+static void no_gang_is_served_what_is_anothers(void **unused)
+{
+	unsigned int few = steps / 5;
+
+	(void)unused;
+	life = "gang";
+	for (seed = first_seed; seed < first_seed + seeds; seed++) {
+		struct fk_mm *mm;
+
+		begin_server(EVENTS);
+		m.meddles = m.shares = false;
+		fk.flaky = 0;
+		m.features |= FIRST_COUNTED;
+		memset(gang, 0, sizeof(gang));
+		all_is_known = true;
+		memset(m.lost, 0, sizeof(m.lost));
+		mm = fk_mm_new(m.features);
+		mm->root = mm->born = mm->owned = true;
+		fk_handle(mm, LIBUFFD_WAY_SYSCALL);
+		attach(mm);
+		for (step = 0; step < few; step++) {
+			gang_step(mm);
+			if (step % 100 == 99 && chance(10))
+				rest();
+		}
+		count_life();
+		rest();
+		end_life(true);
+		all_is_known = false;
+	}
+}
+
 /* ---- One thing at a time: forks among moves that are told late --------------------------------------- */
 
 /* Four pages at 10, with a server that would poison what it does not know. */
@@ -2638,13 +2963,13 @@ static void a_child_of_a_parent_that_does_not_move_keeps_nothing(void **unused)
 	end_calm();
 }
 
-static struct fk_mutator *unmaps(struct fk_mm *mm, unsigned int page)
+static struct fk_mutator *unmaps(struct fk_mm *mm, unsigned int first, unsigned int end)
 {
 	struct fk_mutator *mu = fk_mutator(mm);
 
 	must(mu != NULL, "too much at a time");
-	unmap(mm, page, page + 1);
-	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(page), fk_address(page + 1), 0);
+	unmap(mm, first, end);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(end), 0);
 	linger(mm, mu);
 	return mu;
 }
@@ -2669,7 +2994,7 @@ static void zeros_that_come_late_take_no_poison_back(void **unused)
 	mm->page[30].keep_poison = true;
 	t->slot = 14;
 	fk_touch(mm, t);
-	unmap = unmaps(mm, 14);
+	unmap = unmaps(mm, 14, 15);
 	move = moves(mm, 30, 14, 1);
 	turn(0);
 	must(t->read, "nobody asks for zeros");
@@ -2989,10 +3314,7 @@ static void an_end_that_went_late_takes_nothing_else(void **unused)
 		struct fk_mutator *gone;
 
 		another_region(mm, 50, 8);
-		gone = fk_mutator(mm);
-		unmap(mm, first, 16);
-		fk_add_event(gone, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(16), 0);
-		linger(mm, gone);
+		gone = unmaps(mm, first, 16);
 		tell(mm, moves(mm, 50, to, 8));
 		tell(mm, gone);
 		sees_all(mm, to, 8);
@@ -3106,6 +3428,181 @@ static void what_was_left_and_stays_moves_on(void **unused)
 	end_calm();
 }
 
+/* What came there has gone, in part or as a whole, and what lies before it has grown over the place since. */
+static void what_has_grown_over_a_place_is_known(void **unused)
+{
+	(void)unused;
+	for (unsigned int whole = 0; whole < 2; whole++) {
+		struct fk_mm *mm = begin_calm("grown_over");
+		struct fk_mutator *other;
+
+		another_region(mm, 50, 8);
+		m.region[1].grows = true;
+		srv_map_find(&m.s->spaces->map, fk_address(50))->grows = true;
+		another_region(mm, 70, 1);
+		other = drops(mm, 70); /* so that the layout does not rest */
+		tell(mm, moves(mm, 50, 30, 8));
+		if (whole) {
+			m.region[0].grows = true;
+			srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
+			tell(mm, unmaps(mm, 30, 38));
+			tell(mm, moves(mm, 10, 26, 4));
+		} else {
+			tell(mm, unmaps(mm, 30, 32));
+			tell(mm, moves(mm, 32, 24, 6));
+		}
+		for (unsigned int i = 30; i < (whole ? 39 : 34); i++)
+			grow(mm, i);
+		tell(mm, other);
+		sees_all(mm, whole ? 26 : 24, whole ? 13 : 10);
+		end_calm();
+	}
+}
+
+/* What came is one mapping with what it lies behind, and may have gone or not. */
+static void what_cannot_be_told_is_never_zeros(void **unused)
+{
+	(void)unused;
+	for (unsigned int n = 2; n <= 8; n += 6) {
+		struct fk_mm *mm = begin_grown("cannot_be_told");
+		struct fk_mutator *gone;
+
+		another_region(mm, 50, 8);
+		/* The layout was changing when it was added, and none of it has been asked for. */
+		srv_map_find(&m.s->spaces->map, fk_address(50))->pages->apart = false;
+		for (unsigned int i = 16; i < 14 + n; i++)
+			grow(mm, i);
+		gone = unmaps(mm, 14, 14 + n);
+		tell(mm, moves(mm, 50, 14, 8));
+		for (unsigned int i = 14; i < 22; i++) {
+			mm->page[i].vma = mm->page[10].vma;
+			mm->page[i].may_poison = true;
+		}
+		tell(mm, gone);
+		for (unsigned int i = 14; i < 14 + n; i++) {
+			mm->thread[0].slot = i;
+			fk_touch(mm, &mm->thread[0]);
+			pass_time();
+			must(mm->page[i].content == FK_POISON, "slot %u is taken for known", i);
+		}
+		tell(mm, unmaps(mm, 14, 22));
+		end_calm();
+	}
+}
+
+/* Of another source's pages, and with more that mremap adds. */
+static void growing_region(struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	another_region(mm, first, n);
+	m.region[m.nregions - 1].grows = true;
+	srv_map_find(&m.s->spaces->map, fk_address(first))->grows = true;
+}
+
+/* In place, also where it was cut off before. */
+static void grows_to(struct fk_mm *mm, unsigned int from, unsigned int end)
+{
+	for (; from < end; from++)
+		gang_grow_page(mm, from);
+}
+
+static void tell_the_rest(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	while (mu->state != FK_IDLE) {
+		fk_run_mutator(mm, mu);
+		turn(0);
+	}
+}
+
+/* Its end was cut off just where something else had ended, which moved before. Then it moves itself, and grows. */
+static void what_may_have_lost_its_end_still_grows(void **unused)
+{
+	struct fk_mm *mm = begin_calm("lost_its_end");
+	struct fk_mutator *other, *before;
+
+	(void)unused;
+	another_region(mm, 32, 4);
+	growing_region(mm, 50, 8);
+	another_region(mm, 70, 1);
+	other = drops(mm, 70); /* so that the layout does not rest */
+	before = moves(mm, 32, 60, 4);
+	begin_to_tell(mm, before);
+	turn(0);
+	tell(mm, moves(mm, 50, 30, 8));
+	tell(mm, unmaps(mm, 36, 38));
+	tell(mm, moves(mm, 30, 20, 6));
+	grows_to(mm, 26, 28);
+	tell_the_rest(mm, before);
+	tell(mm, other);
+	sees_all(mm, 20, 8);
+	end_calm();
+}
+
+/* And then moves, before that is told to have gone. */
+static void what_has_grown_over_what_was_left_goes_on_there(void **unused)
+{
+	struct fk_mm *mm = begin_calm("over_what_was_left");
+	struct fk_mutator *other, *before;
+
+	(void)unused;
+	growing_region(mm, 20, 8);
+	another_region(mm, 28, 4);
+	another_region(mm, 70, 1);
+	other = drops(mm, 70); /* so that the layout does not rest */
+	before = moves(mm, 28, 60, 4);
+	begin_to_tell(mm, before);
+	turn(0);
+	grows_to(mm, 28, 34);
+	tell(mm, moves(mm, 20, 40, 14));
+	tell_the_rest(mm, before);
+	tell(mm, other);
+	sees_all(mm, 40, 14);
+	sees_all(mm, 60, 4);
+	end_calm();
+}
+
+/* What is left of the mapping that it has grown over is told to be so after it has moved, taking nothing of that with it. */
+static void what_has_gone_late_does_not_move_with_what_has_grown_there(void **unused)
+{
+	(void)unused;
+	for (unsigned int moved = 0; moved < 2; moved++) {
+		struct fk_mm *mm = begin_calm("grown_there");
+		struct fk_mutator *gone, *other;
+
+		growing_region(mm, 20, 4);
+		another_region(mm, 26, 4);
+		another_region(mm, 70, 1);
+		other = drops(mm, 70); /* so that the layout does not rest */
+		gone = moved ? moves(mm, 26, 60, 4) : unmaps(mm, 26, 28);
+		grows_to(mm, 24, moved ? 30 : 28);
+		tell(mm, moves(mm, 20, 40, moved ? 10 : 8));
+		tell(mm, gone);
+		tell(mm, other);
+		sees_all(mm, 40, moved ? 10 : 8);
+		sees_all(mm, moved ? 60 : 28, moved ? 4 : 2);
+		end_calm();
+	}
+}
+
+/* It was doubted when it moved on, and lies right behind something that may have grown. */
+static void what_is_doubted_moves_on(void **unused)
+{
+	struct fk_mm *mm = begin_grown("is_doubted_moves_on");
+	struct fk_mutator *gone, *other;
+
+	(void)unused;
+	another_region(mm, 50, 8);
+	another_region(mm, 70, 1);
+	other = drops(mm, 70); /* so that the layout does not rest */
+	gone = unmaps(mm, 14, 16);
+	tell(mm, moves(mm, 50, 14, 8));
+	tell(mm, gone);
+	tell(mm, moves(mm, 14, 30, 8));
+	tell(mm, other);
+	sees_all(mm, 30, 8);
+	sees_all(mm, 10, 4);
+	end_calm();
+}
+
 /* The parent's map had it at the fork, left by a move, but it had been unmapped. */
 static void what_a_child_lacks_is_not_in_its_way(void **unused)
 {
@@ -3201,9 +3698,16 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_lies_behind_a_shorter_target_stays),
 		cmocka_unit_test(what_is_left_of_what_came_moves_on),
 		cmocka_unit_test(what_was_left_and_stays_moves_on),
+		cmocka_unit_test(what_is_doubted_moves_on),
+		cmocka_unit_test(what_has_grown_over_a_place_is_known),
+		cmocka_unit_test(what_cannot_be_told_is_never_zeros),
+		cmocka_unit_test(what_may_have_lost_its_end_still_grows),
+		cmocka_unit_test(what_has_grown_over_what_was_left_goes_on_there),
+		cmocka_unit_test(what_has_gone_late_does_not_move_with_what_has_grown_there),
 		cmocka_unit_test(what_a_child_lacks_is_not_in_its_way),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
+		cmocka_unit_test(no_gang_is_served_what_is_anothers),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
 	};
