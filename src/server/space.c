@@ -807,21 +807,27 @@ static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 
 /*
  * What is doubted of the parent may have been so before the fork or not, and that something is there in the child says
- * nothing of which of the two it is: its faults are looked into as those where nothing is known (heirs.c). Nor is
- * anything certain of what moves have left.
+ * nothing of which of the two it is: its faults are looked into as those where nothing is known (heirs.c). But if nothing is there, or
+ * what has grown there, it is neither. Nor is anything certain of what moves have left.
  */
 static void doubt_nothing(struct srv_space *child, const struct srv_space *parent)
 {
 	struct srv_moves *v = &child->events;
+	enum srv_truth truth;
 	struct srv_seg *seg;
 
 	memcpy(v->either, parent->events.either, sizeof(v->either));
 	v->neither = parent->events.neither;
+	memcpy(v->came, parent->events.came, sizeof(v->came));
+	v->ncame = parent->events.ncame;
 	for (size_t i = 0; i < child->map.n; i++)
 		child->map.seg[i].stays = false;
-	while ((seg = first_doubted(&child->map)))
-		srv_moves_settled(v, &child->map, (size_t)(seg - child->map.seg), SRV_UNSURE);
-	v->neither = 0;
+	while ((seg = first_doubted(&child->map))) {
+		if (v->neither || find_truth(child, seg, &truth) < 0 || truth != SRV_WENT)
+			truth = SRV_UNSURE;
+		srv_moves_settled(v, &child->map, (size_t)(seg - child->map.seg), truth);
+	}
+	v->neither = v->ncame = 0;
 }
 
 /* A child that cannot be served is not let read zeros: its userfaultfd stays open, and the caller is told. */

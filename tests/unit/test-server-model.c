@@ -3428,6 +3428,29 @@ static void what_was_left_and_stays_moves_on(void **unused)
 	end_calm();
 }
 
+/* Of another source's pages, and with more that mremap adds. */
+static void growing_region(struct fk_mm *mm, unsigned int first, unsigned int n)
+{
+	another_region(mm, first, n);
+	m.region[m.nregions - 1].grows = true;
+	srv_map_find(&m.s->spaces->map, fk_address(first))->grows = true;
+}
+
+/* In place, also where it was cut off before. */
+static void grows_to(struct fk_mm *mm, unsigned int from, unsigned int end)
+{
+	for (; from < end; from++)
+		gang_grow_page(mm, from);
+}
+
+static void tell_the_rest(struct fk_mm *mm, struct fk_mutator *mu)
+{
+	while (mu->state != FK_IDLE) {
+		fk_run_mutator(mm, mu);
+		turn(0);
+	}
+}
+
 /* What came there has gone, in part or as a whole, and what lies before it has grown over the place since. */
 static void what_has_grown_over_a_place_is_known(void **unused)
 {
@@ -3459,6 +3482,27 @@ static void what_has_grown_over_a_place_is_known(void **unused)
 	}
 }
 
+/* The fork is told while it is doubted what is there. */
+static void a_child_knows_what_has_grown_over_a_place(void **unused)
+{
+	struct fk_mm *mm = begin_calm("child_knows"), *child;
+	struct fk_mutator *other;
+
+	(void)unused;
+	growing_region(mm, 50, 8);
+	another_region(mm, 70, 1);
+	other = drops(mm, 70); /* so that the layout does not rest */
+	tell(mm, moves(mm, 50, 30, 8));
+	tell(mm, unmaps(mm, 30, 32));
+	tell(mm, moves(mm, 32, 24, 6));
+	grows_to(mm, 30, 34);
+	child = tell(mm, forks_one(mm));
+	tell(mm, other);
+	sees_all(child, 24, 10);
+	sees_all(mm, 24, 10);
+	end_calm();
+}
+
 /* What came is one mapping with what it lies behind, and may have gone or not. */
 static void what_cannot_be_told_is_never_zeros(void **unused)
 {
@@ -3487,29 +3531,6 @@ static void what_cannot_be_told_is_never_zeros(void **unused)
 		}
 		tell(mm, unmaps(mm, 14, 22));
 		end_calm();
-	}
-}
-
-/* Of another source's pages, and with more that mremap adds. */
-static void growing_region(struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	another_region(mm, first, n);
-	m.region[m.nregions - 1].grows = true;
-	srv_map_find(&m.s->spaces->map, fk_address(first))->grows = true;
-}
-
-/* In place, also where it was cut off before. */
-static void grows_to(struct fk_mm *mm, unsigned int from, unsigned int end)
-{
-	for (; from < end; from++)
-		gang_grow_page(mm, from);
-}
-
-static void tell_the_rest(struct fk_mm *mm, struct fk_mutator *mu)
-{
-	while (mu->state != FK_IDLE) {
-		fk_run_mutator(mm, mu);
-		turn(0);
 	}
 }
 
@@ -3700,6 +3721,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(what_was_left_and_stays_moves_on),
 		cmocka_unit_test(what_is_doubted_moves_on),
 		cmocka_unit_test(what_has_grown_over_a_place_is_known),
+		cmocka_unit_test(a_child_knows_what_has_grown_over_a_place),
 		cmocka_unit_test(what_cannot_be_told_is_never_zeros),
 		cmocka_unit_test(what_may_have_lost_its_end_still_grows),
 		cmocka_unit_test(what_has_grown_over_what_was_left_goes_on_there),
