@@ -235,13 +235,6 @@ LIBUFFD_EXPORT int libuffd_fd(const struct libuffd *u);
 LIBUFFD_EXPORT uint64_t libuffd_features(const struct libuffd *u);
 
 /*
- * The features that the kernel has, enabled or not, as the handshake told: what those that are not enabled tell of the
- * kernel holds without them. Of a descriptor whose handshake was somebody else's nothing is known but what is
- * enabled, and that is it; a child's handle says what its parent's does. 0 if @u is NULL. Signal-safe.
- */
-LIBUFFD_EXPORT uint64_t libuffd_supported(const struct libuffd *u);
-
-/*
  * The ioctls of the descriptor as a whole, as 1 << number (those of a range come from
  * libuffd_register()); 0 if @u is NULL.
  */

@@ -14,9 +14,8 @@
 
 struct libuffd {
 	int fd;
-	int way;	    /* LIBUFFD_WAY_* */
-	uint64_t features;  /* as the kernel has them enabled */
-	uint64_t supported; /* and all that it has, as far as it was asked */
+	int way;	   /* LIBUFFD_WAY_* */
+	uint64_t features; /* as the kernel has them enabled */
 	uint64_t ioctls;
 	size_t page_size;
 };

@@ -183,7 +183,6 @@ static int negotiate(struct libuffd *u, const struct libuffd_open_opts *opts,
 		return ret;
 	report->supported = api.features;
 	u->features = with_implied(want);
-	u->supported = u->features | api.features;
 	u->ioctls = api.ioctls;
 	return 0;
 }
@@ -209,7 +208,6 @@ struct libuffd *core_child(const struct libuffd *parent, int fd)
 	if (!u)
 		return NULL;
 	u->features = parent->features;
-	u->supported = parent->supported;
 	u->ioctls = parent->ioctls;
 	return u;
 }
@@ -325,7 +323,6 @@ static int learn_enabled(struct libuffd *u)
 	if (ret < 0)
 		return ret;
 	u->features = features & ~(uint64_t)UAPI_FEATURE_INITIALIZED;
-	u->supported = u->features;
 	u->ioctls = ioctls & ~RANGE_IOCTLS;
 	return features != 0;
 }
@@ -401,11 +398,6 @@ int libuffd_fd(const struct libuffd *u)
 uint64_t libuffd_features(const struct libuffd *u)
 {
 	return u ? u->features : 0;
-}
-
-uint64_t libuffd_supported(const struct libuffd *u)
-{
-	return u ? u->supported : 0;
 }
 
 uint64_t libuffd_ioctls(const struct libuffd *u)

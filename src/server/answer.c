@@ -294,8 +294,6 @@ static int answer_once(struct srv_fetch *f, uint64_t address, uint64_t len, cons
 	ret = answer_with(f, address, len, flags, data, done, present);
 	if (open)
 		srv_track_opened(sp);
-	if (ret == 0 && f->port->rest != UINT64_MAX)
-		srv_space_rests(sp);
 	return ret;
 }
 
@@ -412,7 +410,7 @@ static bool unregister_all(struct srv_space *sp, struct srv_pages *pages)
 
 	if (!first)
 		return true;
-	if (sp->heir.nancestors || sp->events.doubts)
+	if (sp->heir.nancestors)
 		return false;
 	if (srv_heir_doubts(&sp->heir, &sp->map, pages) || poison_needs_us(sp, pages)) {
 		pages->leaving = false;
@@ -692,7 +690,6 @@ static int install_run(struct srv_fetch *f)
 	if (n) {
 		space_lock(f);
 		settle_pages(f, f->first + f->pos, n, SRV_PRESENT);
-		f->pages->apart |= !srv_is_shared(f->pages->region);
 		f->looked = f->pos + n == f->n;
 		if (f->looked)
 			f->complete = becomes_complete(f->pages);
@@ -762,29 +759,8 @@ static int install_bare(struct srv_fetch *f)
 	return ret;
 }
 
-/* What may be elsewhere, or is another's, is not answered. False: later. */
-static bool nothing_is_doubted(struct srv_fetch *f)
-{
-	if (!f->port->space->events.doubts)
-		return true;
-	f->fresh = false;
-	if (!srv_space_settle(f->port))
-		return false;
-	srv_check_complete(f->port);
-	return true;
-}
-
 bool srv_install(struct srv_fetch *f)
 {
-	bool doubted = f->port->space->events.doubts;
-
-	if (!srv_is_dead(f) && !nothing_is_doubted(f))
-		return false;
-	/* Something else may be at the address: who waits asks again. */
-	if (doubted && !f->pages && !srv_still_holds(f)) {
-		srv_fetch_abandon(f, true);
-		return true;
-	}
 	while (f->pos < f->n) {
 		int ret;
 

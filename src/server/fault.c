@@ -91,7 +91,8 @@ static bool is_right_as_it_is(const struct srv_space *sp, const struct srv_regio
 	return r->source && !srv_uses_alias(sp, r);
 }
 
-bool srv_still_holds(struct srv_fetch *f)
+/* Whether a fault at the address would still be answered as this fetch without pages would. */
+static bool still_holds(struct srv_fetch *f)
 {
 	struct srv_space *sp = f->port->space;
 	const struct srv_map *m = &sp->map;
@@ -105,10 +106,6 @@ bool srv_still_holds(struct srv_fetch *f)
 		return f->first == sp->moves;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(m, f->address);
-	if (seg && seg->nobodys && !minor) {
-		pthread_mutex_unlock(&sp->lock);
-		return f->answer != LIBUFFD_ANSWER_ZERO && !f->flags;
-	}
 	if (seg && seg->pages) {
 		state = srv_pages_get(seg->pages,
 				      seg->first + ((f->address - seg->start) >> seg->page_shift));
@@ -119,8 +116,8 @@ bool srv_still_holds(struct srv_fetch *f)
 		flags = seg->pages->region->cfg.flags & LIBUFFD_REGION_WP ? LIBUFFD_RESOLVE_WP : 0;
 	} else if (!seg && !minor) {
 		/* The same of what mremap adds. */
-		holds = (f->answer == LIBUFFD_ANSWER_ZERO) ==
-				(srv_map_grown(m, f->address) != NULL) &&
+		seg = srv_map_before(m, f->address);
+		holds = (f->answer == LIBUFFD_ANSWER_ZERO) == (seg && seg->grows) &&
 			(f->answer != LIBUFFD_ANSWER_ZERO || f->first == sp->moves);
 		pthread_mutex_unlock(&sp->lock);
 		return holds && !f->flags;
@@ -136,7 +133,7 @@ static void retry_deferred(struct srv_port *port)
 		struct srv_fetch *f = take_deferred(port);
 
 		/* Another page may have come to the address meanwhile: who waits asks again. */
-		if (!f->pages && !srv_still_holds(f)) {
+		if (!f->pages && !still_holds(f)) {
 			srv_fetch_abandon(f, true);
 			continue;
 		}
@@ -563,17 +560,15 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 	struct verdict v = { 0 };
 	struct srv_pages *pages = NULL;
 	const struct srv_pages *wanted = NULL;
-	const struct srv_seg *seg;
 	uint64_t asked = 0, first = 0, n = 0, flags = 0, start = 0;
 	unsigned int shift = (unsigned int)__builtin_ctzll(sp->page_size);
+	struct srv_seg *seg;
 
 	if (srv_snapshot_fault(port, fault, arrived))
 		return;
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, fault->address);
-	if (seg && seg->nobodys) {
-		seg = NULL;
-	} else if (seg) {
+	if (seg) {
 		shift = seg->page_shift;
 		judge(port, seg, fault, arrived, &v);
 		if (v.bare && seg->pages)
@@ -593,11 +588,13 @@ static void serve(struct srv_port *port, const struct libuffd_fault *fault, uint
 		    (v.bare == LIBUFFD_ANSWER_ZERO || v.bare == LIBUFFD_ANSWER_CONTINUE))
 			flags = LIBUFFD_RESOLVE_WP;
 	} else {
-		seg = srv_map_grown(&sp->map, fault->address);
-		if (seg) {
+		seg = srv_map_before(&sp->map, fault->address);
+		if (seg && seg->grows) {
 			shift = seg->page_shift;
 			count_fault(&port->loop->server->counters, fault);
 			v.bare = without_pages(fault);
+		} else {
+			seg = NULL;
 		}
 	}
 	start = fault->address;
@@ -742,8 +739,6 @@ static void work_ports(struct srv_loop *loop)
 			find_lost(port);
 		if (port->due <= loop->now)
 			retry_deferred(port);
-		if (port->rest <= loop->now && !port->closed)
-			srv_port_rest(port);
 		if (port->leave <= loop->now && !port->closed)
 			srv_leave(port);
 		if (wanted && !port->closed)
@@ -788,7 +783,7 @@ uint64_t srv_loop_due(const struct srv_loop *loop)
 	if (!atomic_load_explicit(&loop->waiting, memory_order_relaxed) && !loop->lost)
 		return due;
 	for (const struct srv_port *port = loop->ports; port; port = port->next)
-		due = sooner(due, sooner(sooner(sooner(port->due, port->leave), port->rest),
+		due = sooner(due, sooner(sooner(port->due, port->leave),
 					 sooner(port->lost, port->muted)));
 	return due;
 }
@@ -808,7 +803,4 @@ void srv_port_forget(struct srv_port *port)
 	if (port->leave != UINT64_MAX)
 		port->loop->lost--;
 	port->leave = UINT64_MAX;
-	if (port->rest != UINT64_MAX)
-		port->loop->lost--;
-	port->rest = UINT64_MAX;
 }

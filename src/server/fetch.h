@@ -83,8 +83,6 @@ void srv_answer(struct srv_fetch *f);
  * otherwise, and then it is not to be touched any more.
  */
 bool srv_install(struct srv_fetch *f);
-/* Whether a fault at the address would still be answered as this fetch without pages would. */
-bool srv_still_holds(struct srv_fetch *f);
 /* The bytes could not be had, or could not be put there. */
 void srv_failed(struct srv_fetch *f, int error);
 /*

@@ -207,7 +207,6 @@ int srv_pages_clone(const struct srv_pages *from, struct srv_pages **out)
 	p->leaving = from->leaving;
 	p->twice = from->twice;
 	p->poisoned = from->poisoned;
-	p->apart = from->apart;
 	if (p->count[SRV_ABSENT] == p->n)
 		return 0;
 	for (size_t i = 0; i < p->bytes / sizeof(uint64_t); i++) {
@@ -421,17 +420,6 @@ struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address)
 	return i ? &m->seg[i - 1] : NULL;
 }
 
-/* What it has grown over may be zeros that a move had left there, and that are yet to be told to have gone. */
-const struct srv_seg *srv_map_grown(const struct srv_map *m, uint64_t address)
-{
-	size_t i = behind(m, address);
-
-	while (i > 1 && !m->seg[i - 1].pages && !m->seg[i - 1].nobodys && !m->seg[i - 1].grows &&
-	       m->seg[i - 2].end == m->seg[i - 1].start)
-		i--;
-	return i && m->seg[i - 1].grows ? &m->seg[i - 1] : NULL;
-}
-
 static bool seg_where(const struct srv_seg *s, const struct srv_pages *pages, uint64_t i,
 		      uint64_t *address, uint64_t *n)
 {
@@ -579,8 +567,7 @@ static bool joins(const struct srv_seg *left, const struct srv_seg *right)
 {
 	return left->end == right->start && left->page_shift == right->page_shift &&
 	       left->pages == right->pages && !left->grows && left->left == right->left &&
-	       left->second == right->second && left->doubted == right->doubted &&
-	       left->nobodys == right->nobodys && left->stays == right->stays &&
+	       left->second == right->second &&
 	       (!left->pages || left->first + pages_in(left) == right->first);
 }
 
@@ -602,27 +589,21 @@ static void join(struct srv_map *m, size_t i)
 
 /*
  * What a move has left gives way, whatever the program has put there since: without UNMAP
- * events nothing else tells that they have gone. So does what was unregistered, and is to be forgotten; and what is
- * doubted, since whoever adds something there knows.
+ * events nothing else tells that they have gone. So does what was unregistered, and is to be forgotten.
  *
  * The reservation that an event relies on may be another thread's, made before it began to read.
  */
 int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_pages *pages,
 		uint64_t first, unsigned int page_shift, bool grows)
 {
-	struct srv_seg seg = { .start = start,
-			       .end = end,
-			       .pages = pages,
-			       .first = first,
-			       .page_shift = page_shift,
-			       .grows = grows };
+	struct srv_seg seg = { start, end, pages, first, page_shift, grows, false, false };
 	size_t i = behind(m, start);
 	int ret;
 
 	if (start >= end || ((start | end) & in_page(&seg)))
 		return -EINVAL;
 	for (size_t k = i; k < m->n && m->seg[k].start < end; k++)
-		if (m->seg[k].pages && !m->seg[k].left && !m->seg[k].second && !m->seg[k].doubted)
+		if (m->seg[k].pages && !m->seg[k].left && !m->seg[k].second)
 			return -EEXIST;
 	ret = reserve(m, m->n + 2, SRV_MESSAGES);
 	if (ret < 0)
@@ -736,71 +717,6 @@ uint64_t srv_map_unmapped(struct srv_map *m, uint64_t start, uint64_t end)
 	return lost;
 }
 
-/* Either part of a piece that loses its end, or does not, is what mremap makes longer. */
-uint64_t srv_map_doubted(struct srv_map *m, uint64_t start, uint64_t end)
-{
-	size_t before = m->n, i, j;
-	uint64_t lost = 0;
-	bool grows;
-
-	if (start >= end)
-		return 0;
-	i = split(m, start, false);
-	grows = m->n > before && m->seg[i].grows;
-	j = split(m, end, true);
-	if (grows && m->seg[i].grows)
-		m->seg[i - 1].grows = true;
-	for (; j > i; j--) {
-		struct srv_seg *s = &m->seg[j - 1];
-
-		if (s->pages && !s->left && !s->second)
-			s->doubted = true;
-		else
-			lost += drop(m, j - 1, j);
-	}
-	return lost;
-}
-
-void srv_map_trusted(struct srv_map *m, size_t i)
-{
-	m->seg[i].doubted = false;
-	/* What was cut in two by the doubt goes on here. */
-	if (i && m->seg[i].pages && m->seg[i - 1].pages == m->seg[i].pages &&
-	    m->seg[i - 1].end == m->seg[i].start &&
-	    m->seg[i - 1].first + pages_in(&m->seg[i - 1]) == m->seg[i].first)
-		m->seg[i - 1].grows = false;
-	join(m, i + 1);
-	join(m, i);
-}
-
-void srv_map_rested(struct srv_map *m)
-{
-	for (size_t i = 0; i < m->n; i++)
-		m->seg[i].stays = !m->seg[i].nobodys && (!m->seg[i].pages || m->seg[i].second);
-}
-
-void srv_map_fill(struct srv_map *m, uint64_t start, uint64_t end, unsigned int page_shift,
-		  bool nobodys)
-{
-	while (start < end) {
-		size_t i = behind(m, start);
-		uint64_t stop = i < m->n && m->seg[i].start < end ? m->seg[i].start : end;
-
-		if (i < m->n && m->seg[i].start <= start) {
-			start = m->seg[i].end;
-			continue;
-		}
-		if (gap(m, i) < 0)
-			return;
-		m->seg[i] = (struct srv_seg){
-			.start = start, .end = stop, .page_shift = page_shift, .nobodys = nobodys
-		};
-		join(m, i + 1);
-		join(m, i);
-		start = stop;
-	}
-}
-
 static void reverse(struct srv_seg *seg, size_t n)
 {
 	for (size_t i = 0; i < n / 2; i++) {
@@ -827,7 +743,7 @@ static struct srv_seg left_by(const struct srv_seg *moved)
 {
 	struct srv_seg s = *moved;
 
-	s.left = s.doubted = s.stays = false;
+	s.left = false;
 	s.second = s.pages && srv_is_shared(s.pages->region);
 	if (!s.second) {
 		s.pages = NULL;
@@ -884,8 +800,7 @@ static uint64_t move(struct srv_map *m, size_t i, size_t j, size_t t, uint64_t f
 	for (size_t s = i; s < j; s++) {
 		m->seg[s].start += to - from; /* modulo 2^64: also down */
 		m->seg[s].end += to - from;
-		/* What was moved was there, and registered. */
-		m->seg[s].left = m->seg[s].doubted = false;
+		m->seg[s].left = false; /* what was moved was registered still */
 		pages += m->seg[s].pages ? pages_in(&m->seg[s]) : 0;
 	}
 	if (to > from) {

@@ -241,7 +241,6 @@ static int map_region(struct srv_space *sp, struct srv_region *r)
 		ret = srv_map_add(&sp->map, r->cfg.start, r->cfg.start + r->cfg.len, pages, 0,
 				  r->page_shift, r->cfg.flags & LIBUFFD_REGION_GROWS);
 	if (ret == 0) {
-		srv_moves_added(&sp->events, r->cfg.start, r->cfg.start + r->cfg.len);
 		ret = srv_map_reserve(&sp->map, SRV_CHANGES);
 		if (ret < 0)
 			srv_map_forget(&sp->map, r);
@@ -265,23 +264,6 @@ static void unmap_region(struct srv_space *sp, struct srv_region *r)
 	pthread_mutex_unlock(&sp->lock);
 }
 
-/* What is shared, or of huge pages, becomes one mapping with what it lies beside in its file, or with nothing. */
-static void set_apart(struct srv_space *sp, const struct srv_region *r)
-{
-	const struct srv_seg *seg;
-
-	if (!sp->events.counted || !(sp->features & LIBUFFD_FEATURE_EVENT_REMAP) ||
-	    srv_is_shared(r) || r->cfg.page_size != sp->page_size ||
-	    !srv_space_set_apart(sp, r->cfg.start) ||
-	    !srv_space_set_apart(sp, r->cfg.start + r->cfg.len - r->cfg.page_size))
-		return;
-	pthread_mutex_lock(&sp->lock);
-	seg = srv_map_find(&sp->map, r->cfg.start);
-	if (seg && seg->pages && seg->pages->region == r)
-		seg->pages->apart = true;
-	pthread_mutex_unlock(&sp->lock);
-}
-
 /*
  * Known before it is registered, so that its first fault is not unknown; registered last, so that there is nothing
  * to undo of what others may have registered before.
@@ -297,7 +279,6 @@ static int serve_region(struct libuffd_server *s, struct srv_space *sp, struct s
 	if (ret == 0)
 		ret = make_registered(sp, &r->cfg);
 	if (ret == 0) {
-		set_apart(sp, r);
 		/* Who came too early asks again. */
 		libuffd_wake(sp->u, r->cfg.start, (size_t)r->cfg.len);
 		return 0;
@@ -454,7 +435,7 @@ static uint64_t same_pages(struct srv_space *sp, uint64_t address, uint64_t len,
 	pthread_mutex_lock(&sp->lock);
 	seg = srv_map_find(&sp->map, address);
 	if (seg) {
-		*shift = seg->nobodys ? *shift : seg->page_shift;
+		*shift = seg->page_shift;
 		end = seg->end - 1 < end ? seg->end - 1 : end;
 	} else {
 		for (size_t i = 0; i < sp->map.n; i++)

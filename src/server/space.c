@@ -16,14 +16,7 @@
 #define MUTE_PAUSE \
 	UINT64_C(5000000) /* ns without reading, when a child's descriptor cannot be had */
 #define PROBE_PAUSE UINT64_C(1000000000) /* ns between looks whether children are still there */
-/*
- * The kernel counts the changes of the layout that are in flight: from 5.15 on, as all have that offer this. Nothing that
- * it tells came with the count itself: the bit of fdinfo that did went into older kernels too.
- */
-#define FIRST_COUNTED LIBUFFD_FEATURE_EXACT_ADDRESS /* 5.18 */
-#define REST_MIN UINT64_C(10000)		    /* ns between looks whether the layout rests */
-#define REST_MAX UINT64_C(5000000)
-#define ANYWHERE (UINT64_C(1) << 30) /* an address that any process can have, of 32 bits too */
+#define ANYWHERE (UINT64_C(1) << 30)	 /* an address that any process can have, of 32 bits too */
 
 /* ---- Making and ending ---------------------------------------------------------------------------- */
 
@@ -46,7 +39,6 @@ static int port_new(struct srv_space *sp, struct srv_loop *loop)
 	port->lost = UINT64_MAX;
 	port->muted = UINT64_MAX;
 	port->leave = UINT64_MAX;
-	port->rest = UINT64_MAX;
 	atomic_init(&port->refs, 1);
 	port->sibling = sp->ports;
 	sp->ports = port;
@@ -100,8 +92,6 @@ int srv_space_new(struct libuffd_server *s, struct libuffd *u, const struct libu
 	if (cfg->flags & LIBUFFD_SPACE_POISON)
 		sp->features |= LIBUFFD_FEATURE_POISON;
 	sp->ordered = sp->features & LAYOUT_EVENTS;
-	/* The bits are in the order in which the kernel got them. */
-	sp->events.counted = (sp->features | libuffd_supported(u)) >= FIRST_COUNTED;
 	sp->page_size = s->page_size;
 	sp->exit.fd = -1;
 	sp->exit.readable = process_exited;
@@ -208,23 +198,6 @@ void srv_children_probe(struct srv_loop *loop)
 
 /* ---- Ports ----------------------------------------------------------------------------------------- */
 
-/* Soon, since what is doubted holds up all answers. */
-static void rest_soon(struct srv_port *port)
-{
-	struct srv_space *sp = port->space;
-	bool restless;
-
-	pthread_mutex_lock(&sp->lock);
-	restless = srv_moves_restless(&sp->events);
-	pthread_mutex_unlock(&sp->lock);
-	if (port->closed || !restless)
-		return;
-	if (port->rest == UINT64_MAX)
-		port->loop->lost++;
-	port->rest_pause = REST_MIN;
-	port->rest = 0;
-}
-
 static void port_open(struct srv_loop *loop, struct srv_post *post)
 {
 	struct srv_port *port = (void *)((char *)post - offsetof(struct srv_port, opening));
@@ -244,10 +217,8 @@ static void port_open(struct srv_loop *loop, struct srv_post *post)
 		if (sp->owned && !loop->children++)
 			loop->probe_at = srv_now() + PROBE_PAUSE;
 		/* The parent may not have come to that yet. */
-		if (sp->owned) {
+		if (sp->owned)
 			srv_leave_soon(port);
-			srv_check_complete(port);
-		}
 		if (sp->home == loop && sp->exit.fd >= 0)
 			ret = loop->ops->watch(loop->engine, &sp->exit);
 	} else {
@@ -629,134 +600,6 @@ static void wake_range(const struct srv_port *port, uint64_t start, uint64_t len
 		libuffd_wake(port->space->u, start, (size_t)len);
 }
 
-/* ---- What was told in no order ------------------------------------------------------------------------ */
-
-/* A copy that installs nothing. -EAGAIN is said first; -ENOENT: this is not one mapping that is registered. */
-static int look_at(const struct srv_space *sp, uint64_t start, uint64_t len)
-{
-	size_t done;
-
-	return libuffd_copy(sp->u, start, sp->server->trap, (size_t)len, LIBUFFD_COPY_DONTWAKE,
-			    &done);
-}
-
-bool srv_space_set_apart(const struct srv_space *sp, uint64_t address)
-{
-	int ret = look_at(sp, address, sp->page_size);
-
-	return ret == -EFAULT || ret == -EEXIST;
-}
-
-/* What was doubted of this piece: moves.c. 0, -EAGAIN, or -ESRCH. */
-static int find_truth(const struct srv_space *sp, const struct srv_seg *seg, enum srv_truth *truth)
-{
-	const struct srv_came *came = srv_moves_came(&sp->events, seg->start);
-	uint64_t page = UINT64_C(1) << seg->page_shift;
-	int ret = look_at(sp, seg->start, page);
-
-	*truth = SRV_WENT;
-	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
-		return ret == -ENOENT ? 0 : ret;
-	*truth = SRV_STAYS;
-	/* That is one mapping with what is before as it came. */
-	if (came && came->start < seg->start)
-		return 0;
-	ret = look_at(sp, seg->start - page, 2 * page);
-	if (ret == -EAGAIN || ret == -ESRCH || ret == -ENOENT)
-		return ret == -ENOENT ? 0 : ret;
-	*truth = SRV_WENT;
-	if (came && came->apart)
-		return 0;
-	/* Where what came ends there was a border before anything grew. */
-	ret = look_at(sp, seg->end - page, 2 * page);
-	if (ret != -ENOENT || (came && seg->end == came->end))
-		*truth = SRV_UNSURE;
-	return ret == -EAGAIN || ret == -ESRCH ? ret : 0;
-}
-
-static struct srv_seg *first_doubted(struct srv_map *m)
-{
-	for (size_t i = 0; i < m->n; i++)
-		if (m->seg[i].doubted)
-			return &m->seg[i];
-	return NULL;
-}
-
-/* 1: it was looked at; 0: there is none; or -EAGAIN, -ESRCH. Under the lock. */
-static int settle_one(struct srv_port *port)
-{
-	struct srv_space *sp = port->space;
-	struct srv_seg *seg = first_doubted(&sp->map), was;
-	enum srv_truth truth;
-	int ret;
-
-	if (!seg)
-		return 0;
-	was = *seg;
-	ret = find_truth(sp, seg, &truth);
-	if (ret < 0)
-		return ret;
-	srv_count(space_counters(sp), SRV_UNMAPPED_PAGES,
-		  srv_moves_settled(&sp->events, &sp->map, (size_t)(seg - sp->map.seg), truth));
-	sp->moves++;
-	/* Who waits for what has gone is to ask again. */
-	if (truth != SRV_STAYS)
-		libuffd_wake(sp->u, was.start, (size_t)(was.end - was.start));
-	return 1;
-}
-
-bool srv_space_settle(struct srv_port *port)
-{
-	struct srv_space *sp = port->space;
-	int ret = -EAGAIN;
-
-	pthread_mutex_lock(&sp->lock);
-	if (srv_map_reserve(&sp->map, SRV_CHANGES) == 0)
-		while ((ret = settle_one(port)) > 0)
-			;
-	/* Of a process that has exited the answer says so. */
-	if (ret != -EAGAIN)
-		sp->events.doubts = false;
-	pthread_mutex_unlock(&sp->lock);
-	return ret != -EAGAIN;
-}
-
-void srv_space_rests(struct srv_space *sp)
-{
-	pthread_mutex_lock(&sp->lock);
-	if (!sp->events.doubts) {
-		srv_moves_rested(&sp->events, &sp->map, srv_is_heir(&sp->heir));
-		/* What a child has of its parent's map it may have lost with the parent, before the fork. */
-		if (!sp->owned)
-			srv_map_rested(&sp->map);
-	}
-	pthread_mutex_unlock(&sp->lock);
-}
-
-/* Does it? Whatever is at the address: -EAGAIN is said first. */
-static bool rests(const struct srv_space *sp)
-{
-	return look_at(sp, ANYWHERE, sp->page_size) != -EAGAIN;
-}
-
-void srv_port_rest(struct srv_port *port)
-{
-	struct srv_space *sp = port->space;
-	bool settled = !sp->events.doubts || srv_space_settle(port);
-
-	if (settled && rests(sp)) {
-		srv_space_rests(sp);
-		port->rest = UINT64_MAX;
-		port->loop->lost--;
-		srv_check_complete(port);
-		return;
-	}
-	port->rest = srv_now() + port->rest_pause;
-	port->rest_pause = port->rest_pause < REST_MAX / 2 ? 2 * port->rest_pause : REST_MAX;
-}
-
-/* ---- The events of the layout -------------------------------------------------------------------------- */
-
 static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 {
 	struct srv_space *sp = port->space;
@@ -770,7 +613,6 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 	srv_track_gone(sp, span->start, span->end);
 	srv_count(space_counters(sp), SRV_UNMAPPED_PAGES, n);
 	sp->moves++;
-	rest_soon(port);
 	/* munmap wakes nobody. */
 	wake_range(port, span->start, span->end - span->start);
 }
@@ -778,7 +620,6 @@ static void unmapped(struct srv_port *port, const struct libuffd_span *span)
 static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 {
 	struct srv_space *sp = port->space;
-	struct libuffd_span dropped;
 	bool known;
 
 	srv_heirs_remapped(sp, remap);
@@ -790,44 +631,13 @@ static void remapped(struct srv_port *port, const struct libuffd_remap *remap)
 		srv_map_remapped(&sp->map, remap->from, remap->to, remap->len);
 	if (srv_is_heir(&sp->heir))
 		srv_heir_remapped(&sp->heir, &sp->events, remap, known);
-	dropped = sp->events.dropped;
-	sp->events.dropped = (struct libuffd_span){ 0 };
 	pthread_mutex_unlock(&sp->lock);
 	srv_track_gone(sp, remap->from, remap->from + remap->len);
 	srv_track_gone(sp, remap->to, remap->to + remap->len);
 	srv_count(space_counters(sp), SRV_REMAPS, 1);
 	sp->moves++;
-	rest_soon(port);
 	/* Who waits at the old address has nothing to wait for there. */
 	wake_range(port, remap->from, remap->len);
-	/* Or for what was doubted. */
-	if (dropped.end)
-		wake_range(port, dropped.start, dropped.end - dropped.start);
-}
-
-/*
- * What is doubted of the parent may have been so before the fork or not, and that something is there in the child says
- * nothing of which of the two it is: its faults are looked into as those where nothing is known (heirs.c). But if nothing is there, or
- * what has grown there, it is neither. Nor is anything certain of what moves have left.
- */
-static void doubt_nothing(struct srv_space *child, const struct srv_space *parent)
-{
-	struct srv_moves *v = &child->events;
-	enum srv_truth truth;
-	struct srv_seg *seg;
-
-	memcpy(v->either, parent->events.either, sizeof(v->either));
-	v->neither = parent->events.neither;
-	memcpy(v->came, parent->events.came, sizeof(v->came));
-	v->ncame = parent->events.ncame;
-	for (size_t i = 0; i < child->map.n; i++)
-		child->map.seg[i].stays = false;
-	while ((seg = first_doubted(&child->map))) {
-		if (v->neither || find_truth(child, seg, &truth) < 0 || truth != SRV_WENT)
-			truth = SRV_UNSURE;
-		srv_moves_settled(v, &child->map, (size_t)(seg - child->map.seg), truth);
-	}
-	v->neither = v->ncame = 0;
 }
 
 /* A child that cannot be served is not let read zeros: its userfaultfd stays open, and the caller is told. */
@@ -856,7 +666,6 @@ static void forked(struct srv_port *port, struct libuffd_event *ev)
 	pthread_mutex_lock(&parent->lock);
 	ret = srv_map_clone(&parent->map, &child->map);
 	pthread_mutex_unlock(&parent->lock);
-	doubt_nothing(child, parent);
 	srv_heir_born(child, parent);
 	if (ret == 0)
 		ret = srv_map_reserve(&child->map, SRV_CHANGES);

@@ -85,7 +85,6 @@ struct srv_pages {
 	bool leaving;	   /* complete, and to be unregistered */
 	bool twice;	   /* some of them have been in two places at once */
 	bool poisoned;	   /* some of them; not which */
-	bool apart;	   /* where they move they become no part of another mapping: moves.c */
 	uint64_t stamp;	   /* stats.c: counted in this round */
 };
 
@@ -125,12 +124,6 @@ struct srv_seg {
 	 * has not, an UNMAP comes for it; and it gives way.
 	 */
 	bool second;
-	/* An UNMAP, or a REMAP, was told that is about it or about what had been there before. */
-	bool doubted;
-	/* Was left by a move, and no UNMAP has come for it by when all had been told: it is mapped still. */
-	bool stays;
-	/* Registered, and no more is known: no region has it, and it was not added by mremap. Without pages. */
-	bool nobodys;
 };
 
 /* Sorted by address; pieces do not overlap. Guarded by the lock of the space. */
@@ -149,8 +142,6 @@ int srv_map_add(struct srv_map *m, uint64_t start, uint64_t end, struct srv_page
 struct srv_seg *srv_map_find(const struct srv_map *m, uint64_t address);
 /* The last piece that ends at or before the address, or NULL. */
 struct srv_seg *srv_map_before(const struct srv_map *m, uint64_t address);
-/* What mremap has made longer up to the address, if nothing else is there; or NULL. */
-const struct srv_seg *srv_map_grown(const struct srv_map *m, uint64_t address);
 /*
  * Where page @i of @pages is now: its address and, in *n, how many are there from it on; false if nowhere. Where a
  * move has left it behind only if it is nowhere else.
@@ -174,15 +165,6 @@ uint64_t srv_map_unmapped(struct srv_map *m, uint64_t start, uint64_t end);
  * UNMAP comes for it.
  */
 uint64_t srv_map_remapped(struct srv_map *m, uint64_t from, uint64_t to, uint64_t len);
-/* It may have been unmapped: what has pages is doubted, the rest goes. */
-uint64_t srv_map_doubted(struct srv_map *m, uint64_t start, uint64_t end);
-/* The piece at @i has not. */
-void srv_map_trusted(struct srv_map *m, size_t i);
-/* All was told: what moves have left behind is there still, MREMAP_DONTUNMAP left it. */
-void srv_map_rested(struct srv_map *m);
-/* Where nothing is known there is memory without pages: zeros, or nobody's. */
-void srv_map_fill(struct srv_map *m, uint64_t start, uint64_t end, unsigned int page_shift,
-		  bool nobodys);
 /* For a child: the same pieces with cloned pages. */
 int srv_map_clone(const struct srv_map *from, struct srv_map *to);
 /* Drop the pieces of one region. */
@@ -195,12 +177,8 @@ void srv_region_unref(struct srv_region *r);
 
 #define SRV_LATE 32
 #define SRV_ASIDE 16
-#define SRV_CAME 32
-#define SRV_CUTS 16
-#define SRV_EITHER 16
-#define SRV_DOUBTFUL 16
 /* Changes of the map that the messages of one read may make. */
-#define SRV_CHANGES (9 * SRV_MESSAGES + 2 * SRV_ASIDE)
+#define SRV_CHANGES (6 * SRV_MESSAGES + 2 * SRV_ASIDE)
 
 /* No process has addresses from here on. */
 #define SRV_NOWHERE (UINT64_C(1) << 63)
@@ -210,19 +188,7 @@ struct srv_aside {
 	uint64_t start, end, at;
 };
 
-/* What is left at [start, end) of what came to @first and on, where other memory has come to the rest. */
-struct srv_came {
-	uint64_t start, end, first;
-	bool apart; /* as a mapping of its own */
-};
-
-/* What is at [start, end) on the map, or was moved to @to. */
-struct srv_either {
-	uint64_t start, end, to;
-};
-
 struct srv_moves {
-	bool counted; /* by the kernel: an answer that is not EAGAIN says that all was told */
 	/*
 	 * Ranges that mappings were moved to before the UNMAP of what had been there was read: it will come, and
 	 * is not about them.
@@ -232,50 +198,12 @@ struct srv_moves {
 	struct srv_aside aside[SRV_ASIDE];
 	unsigned int naside;
 	uint64_t used; /* of the addresses for these */
-	/* Where something was moved to since the layout rested last, as far as it is there still. */
-	struct srv_came came[SRV_CAME];
-	unsigned int ncame;
-	struct libuffd_span cut[SRV_CUTS]; /* what moved, and may have been made shorter just now */
-	unsigned int ncut;
-	/* What is doubted and, if it has gone, was moved. */
-	struct srv_either either[SRV_EITHER];
-	unsigned int neither;
-	struct libuffd_span doubtful[SRV_DOUBTFUL]; /* what such UNMAPs told */
-	unsigned int ndoubtful;
-	struct srv_either longest; /* the last move that was told, as long as was told */
-	bool doubts;		   /* pieces of the map are doubted */
-	struct libuffd_span
-		dropped; /* of these by a move to there, and who waits there is to ask again */
 };
 
-/* What an UNMAP that was doubted comes to. */
-enum srv_truth {
-	SRV_STAYS,
-	SRV_WENT,
-	SRV_UNSURE, /* nothing tells */
-};
-
-/* What has come to the address since the layout rested, or NULL. */
-const struct srv_came *srv_moves_came(const struct srv_moves *v, uint64_t address);
 /* What an UNMAP or a REMAP says, where both are told. Number of pages that were unmapped or moved. */
 uint64_t srv_moves_unmapped(struct srv_moves *v, struct srv_map *m, uint64_t start, uint64_t end);
 uint64_t srv_moves_remapped(struct srv_moves *v, struct srv_map *m, uint64_t from, uint64_t to,
 			    uint64_t len);
-
-/* A region was added there: what had come has gone. */
-void srv_moves_added(struct srv_moves *v, uint64_t start, uint64_t end);
-/* The piece at @i was looked at. Number of pages that were unmapped. */
-uint64_t srv_moves_settled(struct srv_moves *v, struct srv_map *m, size_t i, enum srv_truth truth);
-/*
- * All that had been done to the layout was told, and nothing is doubted: it rests. What is aside in an heir may be of
- * those that told nothing to it.
- */
-void srv_moves_rested(struct srv_moves *v, struct srv_map *m, bool heir);
-/* Something is kept that does not outlive the next rest. */
-static inline bool srv_moves_restless(const struct srv_moves *v)
-{
-	return v->counted && (v->doubts || v->ncame || v->ncut || v->nlate || v->naside);
-}
 
 /* Where the map has what is, or was, at the address. */
 uint64_t srv_moves_aside(const struct srv_moves *v, uint64_t address);
@@ -675,8 +603,6 @@ struct srv_port {
 	uint64_t muted;
 	/* When what is complete is unregistered, or UINT64_MAX. */
 	uint64_t leave;
-	/* When to look whether the layout rests, or UINT64_MAX; and how long to wait if it does not. */
-	uint64_t rest, rest_pause;
 	struct srv_post opening, closing;
 	/* Pages that other loops have read a fault for: under the space's lock, as is whether the post is out. */
 	struct srv_post hurry;
@@ -746,23 +672,12 @@ void srv_space_retire(struct srv_space *sp, struct srv_loop *loop, int error);
 int srv_space_probe(const struct srv_space *sp, uint64_t address, uint64_t page);
 /* Asked of the kernel, whether or not the server has been told. REGISTER says -ENOMEM then, as of too many mappings. */
 bool srv_space_has_exited(const struct srv_space *sp);
-/* From now on the mapping at the address becomes one with no other where it moves. False: it may. */
-bool srv_space_set_apart(const struct srv_space *sp, uint64_t address);
 /* Events are still to be read, or have just been. */
 bool srv_space_is_changing(const struct srv_space *sp, uint64_t address);
 /* Nobody tells that a child has exited: look, now and then. */
 void srv_children_probe(struct srv_loop *loop);
 /* The server is being freed, and no thread turns it any more. */
 void srv_space_end(struct srv_space *sp);
-/*
- * Look at what is doubted. False: that cannot be told yet. What becomes of an address may be another thing then, and
- * sp->moves tells.
- */
-bool srv_space_settle(struct srv_port *port);
-/* The time for it has come. */
-void srv_port_rest(struct srv_port *port);
-/* An answer went through, so all that had been done to the layout was told. */
-void srv_space_rests(struct srv_space *sp);
 /* Apply one event that is not a fault. On the thread of the port's loop. */
 void srv_space_event(struct srv_port *port, struct libuffd_event *ev);
 

@@ -62,7 +62,7 @@ CAPS_SIZE = 112
 # i int, u 32 bits; before the colon what comes back: i int, q 64 bits, s text, - nothing.
 CALLS = {
     "libuffd_open": "i:po", "libuffd_adopt": "i:ipo", "libuffd_close": "-:p", "libuffd_fd": "i:p",
-    "libuffd_features": "q:p", "libuffd_supported": "q:p", "libuffd_ioctls": "q:p", "libuffd_way": "i:p", "libuffd_probe": "i:p",
+    "libuffd_features": "q:p", "libuffd_ioctls": "q:p", "libuffd_way": "i:p", "libuffd_probe": "i:p",
     "libuffd_feature_name": "s:q", "libuffd_mode_name": "s:q", "libuffd_ioctl_name": "s:q",
     "libuffd_fault_name": "s:q", "libuffd_event_name": "s:u", "libuffd_page_name": "s:q",
     "libuffd_cure_text": "s:q", "libuffd_version": "s:",
@@ -261,7 +261,6 @@ def to_another_and_back(lib):
                                       c.byref(done)), 0)
     expect("the payload", text.raw, b"word")
     expect("its features", lib.features(other), lib.features(u))
-    expect("what its kernel has", lib.supported(other), lib.features(u))
     expect("peer", lib.peer(a.fileno(), 1, c.byref(peer)), 0)
     expect("who", peer.pid, os.getpid())
     lib.close(other)

@@ -129,11 +129,6 @@ uint64_t libuffd_features(const struct libuffd *u)
 	return u->features;
 }
 
-uint64_t libuffd_supported(const struct libuffd *u)
-{
-	return u->features;
-}
-
 int libuffd_way(const struct libuffd *u)
 {
 	(void)u;

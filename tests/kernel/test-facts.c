@@ -1669,47 +1669,6 @@ static void who_goes_on_first_ends_no_other_change(void **state)
 	rig_down(&r);
 }
 
-/*
- * What nobody has touched becomes one mapping with what it comes to lie behind. A copy that installs nothing is a touch: from
- * then on the kernel keeps the offset that the memory had.
- */
-static void a_copy_in_vain_keeps_a_mapping_apart(void **state)
-{
-	(void)state;
-	for (int copied = 0; copied < 2; copied++) {
-		size_t page = page_size(), len = 4 * page, done;
-		unsigned char *area = mmap(NULL, 3 * len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-					   -1, 0);
-		struct libuffd *u = uffd_with(LIBUFFD_FEATURE_EVENT_REMAP);
-		unsigned char *unreadable = area + len;
-		struct libuffd_event ev;
-		struct call c;
-
-		assert_ptr_not_equal(area, MAP_FAILED);
-		for (unsigned char *at = area; at <= area + 2 * len; at += 2 * len) {
-			assert_int_equal(mprotect(at, len, PROT_READ | PROT_WRITE), 0);
-			assert_int_equal(libuffd_register(u, (uintptr_t)at, len, MISSING, NULL), 0);
-		}
-		if (copied)
-			assert_int_equal(libuffd_copy(u, (uintptr_t)(area + 2 * len), unreadable,
-						      page, LIBUFFD_COPY_DONTWAKE, &done),
-					 -EFAULT);
-		mremap_start(&c, area + 2 * len, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
-			     area + len);
-		ev = expect_event(u, LIBUFFD_EVENT_REMAP);
-		assert_int_equal(ev.remap.to, (uintptr_t)(area + len));
-		assert_int_equal(call_join(&c), 0);
-		unreadable = mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		assert_ptr_not_equal(unreadable, MAP_FAILED);
-		assert_int_equal(libuffd_copy(u, (uintptr_t)(area + len - page), unreadable,
-					      2 * page, LIBUFFD_COPY_DONTWAKE, &done),
-				 copied ? -ENOENT : -EFAULT);
-		munmap(unreadable, page);
-		munmap(area, 2 * len);
-		libuffd_close(u);
-	}
-}
-
 #define DROPPED 256
 
 /* Drop all of @r while its last page is answered. Is that one there afterwards? */
@@ -2408,7 +2367,6 @@ static const struct CMUnitTest tests[] = {
 	OF_EVENT(no_answer_while_an_event_is_in_flight, REMAP),
 	OF_EVENT(no_answer_while_an_event_is_in_flight, FORK),
 	cmocka_unit_test(who_goes_on_first_ends_no_other_change),
-	cmocka_unit_test(a_copy_in_vain_keeps_a_mapping_apart),
 	cmocka_unit_test(an_answer_after_a_remove_vanishes_or_stays),
 	cmocka_unit_test(unmap_tells_the_range_of_the_call),
 	cmocka_unit_test(a_childs_descriptor_has_the_flags_of_creation),

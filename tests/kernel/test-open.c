@@ -477,7 +477,6 @@ static void adopt_learns_what_was_enabled(void **state)
 		assert_int_equal(adopt_with(fd, sets[i], BIT(62), &report, &u), 0);
 		assert_int_equal(libuffd_fd(u), fd);
 		assert_int_equal(libuffd_features(u), features);
-		assert_int_equal(libuffd_supported(u), features);
 		assert_int_equal(libuffd_ioctls(u), ioctls);
 		assert_int_equal(libuffd_way(u), LIBUFFD_WAY_ADOPTED);
 		assert_int_equal(report.missing, 0);
@@ -661,7 +660,6 @@ static void probe_agrees_with_open(void **state)
 		assert_int_equal(caps.way[way].cures, 0);
 		assert_int_equal(report.supported, caps.features);
 		assert_int_equal(libuffd_ioctls(u), caps.ioctls);
-		assert_int_equal(libuffd_supported(u), caps.features);
 		libuffd_close(u);
 	}
 }

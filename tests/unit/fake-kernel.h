@@ -67,9 +67,6 @@ struct fk_page {
 	uint8_t file;		       /* 1 + index; 0: private memory */
 	uint8_t file_page;
 	uint64_t tag; /* of its bytes, in private memory */
-	uint32_t
-		touched; /* its mapping was, which keeps it apart from those that were touched otherwise; 0: nobody has */
-	int16_t offset; /* pages that it is before where it was when it was touched */
 
 	/* The test's. */
 	uint8_t law;
@@ -106,7 +103,6 @@ struct fk_mutator {
 	unsigned int first, end; /* slots to be emptied when the events are through */
 	bool punches;		 /* of a file the pages themselves, not only of the page table */
 	struct fk_mm *child;	 /* not born before */
-	unsigned int given, given_end; /* slots that others may take before they were told of */
 };
 
 struct fk_mm {
@@ -191,8 +187,6 @@ static inline bool fk_is_registered(const struct fk_page *p)
 	return p->missing || p->minor || p->minds_wp;
 }
 
-/* The mapping of the page becomes one with those beside it, as far as the kernel would have it so. */
-void fk_join(struct fk_mm *mm, unsigned int slot);
 bool fk_is_busy(const struct fk_mm *mm, unsigned int first, unsigned int n);
 bool fk_registered(const struct fk_mm *mm, unsigned int first, unsigned int n);
 /* A thread that runs touches a page; one that was woken tries again. */

@@ -26,7 +26,6 @@ struct libuffd *fake_handle(uint64_t features)
 	assert_non_null(u);
 	u->fd = 3;
 	u->features = features;
-	u->supported = features | LIBUFFD_FEATURE_EXACT_ADDRESS;
 	u->page_size = FAKE_PAGE;
 	return u;
 }

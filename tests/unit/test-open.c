@@ -182,7 +182,6 @@ static void open_plain_is_two_calls(void **state)
 	assert_int_equal(fake.open_fds, 1);
 	assert_int_equal(libuffd_way(u), LIBUFFD_WAY_SYSCALL);
 	assert_true(libuffd_features(u) == 0);
-	assert_true(libuffd_supported(u) == 0x1ffff);
 	assert_true(libuffd_ioctls(u) ==
 		    (LIBUFFD_IOCTL_REGISTER | LIBUFFD_IOCTL_UNREGISTER | LIBUFFD_IOCTL_API));
 	libuffd_close(u);
@@ -403,7 +402,6 @@ static void adopt_reads_what_is_enabled(void **state)
 	kernel.fdinfo = INFO("aa:8000a080:80000000000001ff");
 	assert_int_equal(adopt_with(LIBUFFD_FEATURE_SIGBUS, LIBUFFD_FEATURE_MOVE, &u), 0);
 	assert_true(libuffd_features(u) == 0xa080);
-	assert_true(libuffd_supported(u) == 0xa080);
 	assert_true(libuffd_ioctls(u) ==
 		    (LIBUFFD_IOCTL_REGISTER | LIBUFFD_IOCTL_UNREGISTER | LIBUFFD_IOCTL_API));
 	assert_int_equal(libuffd_way(u), LIBUFFD_WAY_ADOPTED);
@@ -425,7 +423,6 @@ static void adopt_does_the_handshake_if_nobody_did(void **state)
 	kernel.fdinfo = INFO("aa:0:80000000000001ff");
 	assert_int_equal(adopt_with(LIBUFFD_FEATURE_SIGBUS, LIBUFFD_FEATURE_MOVE, &u), 0);
 	assert_true(libuffd_features(u) == LIBUFFD_FEATURE_SIGBUS);
-	assert_true(libuffd_supported(u) == 0x1fff);
 	free(u);
 
 	/* In a process that may not open its own: the required ones only. */
@@ -638,7 +635,6 @@ static void null_handles_are_harmless(void **state)
 	assert_int_equal(libuffd_fd(NULL), -EINVAL);
 	assert_int_equal(libuffd_way(NULL), -EINVAL);
 	assert_true(libuffd_features(NULL) == 0);
-	assert_true(libuffd_supported(NULL) == 0);
 	assert_true(libuffd_ioctls(NULL) == 0);
 }
 

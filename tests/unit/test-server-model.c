@@ -14,7 +14,6 @@
  * UFFD_MODEL_TRACE=1 in the environment every step is told on stderr.
  */
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,9 +36,6 @@
 #define EVENTS                                                                                     \
 	(LIBUFFD_FEATURE_EVENT_FORK | LIBUFFD_FEATURE_EVENT_REMAP | LIBUFFD_FEATURE_EVENT_REMOVE | \
 	 LIBUFFD_FEATURE_EVENT_UNMAP)
-
-/* This, or a later bit, tells that the kernel counts the changes in flight. */
-#define FIRST_COUNTED LIBUFFD_FEATURE_EXACT_ADDRESS
 
 enum source { MEMORY, CUSTOM, FILES, CHAIN, ZEROS, SOURCES };
 
@@ -377,52 +373,21 @@ static const struct srv_space *space_of(const struct fk_mm *mm)
 static bool behind_growing(const struct fk_mm *mm, unsigned int slot)
 {
 	const struct srv_space *sp = space_of(mm);
-
-	return sp && srv_map_grown(&sp->map, fk_address(slot));
-}
-
-static bool all_is_known; /* of the life that is tried: what mremap has added, too */
-
-/* What nothing tells of is nobody's, and so is what mremap adds to it. */
-static bool is_taken_for_nobodys(const struct fk_mm *mm, const struct fk_page *p)
-{
-	const struct srv_space *sp = space_of(mm);
-	uint64_t at = fk_address((unsigned int)(p - mm->page));
 	const struct srv_seg *seg;
 
-	if (!sp || !p->tail || all_is_known)
-		return false;
-	seg = srv_map_find(&sp->map, at);
-	if (!seg)
-		seg = srv_map_before(&sp->map, at);
-	return seg && seg->nobodys;
-}
-
-static struct fk_page *next_sharer(const struct fk_page *p, struct fk_mm **mm, unsigned int *slot);
-
-/* Where one has poison the others must not read zeros. */
-static bool is_refused(const struct fk_page *p)
-{
-	struct fk_mm *mm = fk.mms;
-	unsigned int slot = 0;
-	struct fk_page *q;
-
-	while ((q = next_sharer(p, &mm, &slot)))
-		if (q->may_poison)
-			return true;
-	return p->may_poison;
+	seg = sp ? srv_map_before(&sp->map, fk_address(slot)) : NULL;
+	return seg && seg->grows;
 }
 
 static bool may_poison(const struct fk_mm *mm, const struct fk_page *p)
 {
 	struct region *r = region_of(p);
 
-	if (is_refused(p))
+	if (p->may_poison)
 		return true;
 	if (p->law == LAW_SOURCE || p->law == LAW_EITHER)
 		return m.failed[r->source][p->from] || (r->source == CUSTOM && m.lost[p->from]);
-	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE || is_taken_for_nobodys(mm, p)) &&
-	       !mm->unknown_waits;
+	return (p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && !mm->unknown_waits;
 }
 
 /* What is dropped of a file is so for all who have it mapped, in whatever process. NULL at the end. */
@@ -659,60 +624,6 @@ static bool run_mutators(unsigned int percent)
 	return any;
 }
 
-/* What is added there would be taken for what is told to go: the server waits with it until that has been. */
-static bool is_given(const struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
-		const struct fk_mutator *mu = &mm->mutator[i];
-
-		if (mu->state != FK_IDLE && mu->given < first + n && mu->given_end > first)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Something of it the server knows, or it is what mremap has added to that. What a move has left is not known to be there
- * still before all has been told, and in a child never.
- */
-static bool can_be_given(const struct fk_mm *mm, unsigned int first, unsigned int end)
-{
-	for (unsigned int i = first; i < end; i++) {
-		const struct fk_page *p = &mm->page[i];
-		const struct srv_seg *seg = srv_map_find(&space_of(mm)->map, fk_address(i));
-
-		if (!p->vma || !p->region || p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
-		    (p->tail && (!i || p[-1].vma != p->vma)) || (seg && seg->second && !seg->stays))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Others may take this place at once. What is left of the mappings that it was cut from nobody touches before the
- * system call has returned. False: somebody does already.
- */
-static bool give_away(struct fk_mm *mm, struct fk_mutator *mu, unsigned int first, unsigned int end)
-{
-	unsigned int from = first, to = end;
-
-	while (from && mm->page[from - 1].vma && mm->page[from - 1].vma == mm->page[first].vma)
-		from--;
-	while (to < FK_SLOTS && mm->page[to].vma && mm->page[to].vma == mm->page[end - 1].vma)
-		to++;
-	if (mm->features < FIRST_COUNTED || fk_is_busy(mm, from, to - from) ||
-	    !can_be_given(mm, from, to) || srv_is_heir(&space_of(mm)->heir))
-		return false;
-	for (unsigned int i = 0; i < FK_MUTATORS; i++)
-		if (mm->mutator[i].state != FK_IDLE && mm->mutator[i].child)
-			return false;
-	fk_mark_busy(mm, mu, from, first - from);
-	fk_mark_busy(mm, mu, end, to - end);
-	mu->given = first;
-	mu->given_end = end;
-	return true;
-}
-
 /* The first event of a system call that a fork at this moment can be told before. */
 static unsigned int untold(const struct fk_mutator *mu)
 {
@@ -840,27 +751,21 @@ static void op_unmap(void)
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first = (unsigned int)rnd(FK_SLOTS), n = 1 + (unsigned int)rnd(8);
-	bool tells, given;
+	bool tells;
 
 	if (!mu)
 		return;
 	if (n > FK_SLOTS - first)
 		n = FK_SLOTS - first;
-	/* Nobody unmaps what another thread has given away. */
-	if (fk_is_busy(mm, first, n) || fork_lingers(mm) || is_given(mm, first, n))
+	if (fk_is_busy(mm, first, n) || fork_lingers(mm))
 		return;
 	if (fk_registered(mm, first, n) && mm->features & LIBUFFD_FEATURE_EVENT_UNMAP)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(first + n), 0);
+	trace("mm %u unmaps %u to %u", mm->id, first, first + n);
 	tells = fk_registered(mm, first, n);
-	given = mu->n && chance(30) && give_away(mm, mu, first, first + n);
-	trace("mm %u unmaps %u to %u%s", mm->id, first, first + n, given ? ", late" : "");
 	unmap(mm, first, first + n);
-	if (!given)
-		fk_mark_busy(mm, mu, first, n);
-	if (given)
-		linger(mm, mu);
-	else
-		fk_mutate(mm, mu);
+	fk_mark_busy(mm, mu, first, n);
+	fk_mutate(mm, mu);
 	/* The server cannot know; what came there next it would take for what was there before. */
 	for (unsigned int i = first; i < first + n && tells && !mu->n; i++)
 		mm->page[i].busy = UINT8_MAX;
@@ -883,8 +788,6 @@ static void grow(struct fk_mm *mm, unsigned int i)
 	p->file = last->file;
 	p->file_page = (uint8_t)(last->file_page + (last->file != 0));
 	p->tail = true;
-	p->touched = last->touched;
-	p->offset = last->offset;
 	p->region = last->region;
 	p->index = UINT16_MAX;
 	if (!fk_is_registered(last))
@@ -915,8 +818,7 @@ static void op_grow(void)
 		return;
 	trace("mm %u grows %u to %u", mm->id, first, end);
 	for (unsigned int n = 1 + (unsigned int)rnd(3); n && end < FK_SLOTS; n--, end++) {
-		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end) ||
-		    is_given(mm, end, 1))
+		if (mm->page[end].vma || mm->page[end].busy || !may_grow(mm, end))
 			return;
 		grow(mm, end);
 	}
@@ -995,20 +897,13 @@ static struct fk_page left_behind(const struct fk_page *old)
 	return p;
 }
 
-/* Nobody moves what mremap has added without what it was added to, but where all has been told. */
-static bool moves_alone(const struct fk_mm *mm, unsigned int start)
-{
-	return mm->page[start].tail && mm->features >= FIRST_COUNTED &&
-	       (mm->changing || srv_moves_restless(&space_of(mm)->events));
-}
-
 /* mremap() in its forms: to a free or a taken place, longer, shorter, leaving the old mapping behind. */
 static void op_move(void)
 {
 	struct fk_mm *mm = any_mm();
 	struct fk_mutator *mu = mm ? fk_mutator(mm) : NULL;
 	unsigned int first, end, start, n, len, to, kept;
-	bool leaves = chance(15), tells, plain, given;
+	bool leaves = chance(15), tells, plain;
 	struct fk_page moved[FK_SLOTS];
 	int at;
 
@@ -1026,19 +921,13 @@ static void op_move(void)
 	if (fork_lingers(mm) && !plain)
 		return;
 	at = place(mm, len, start, start + n, chance(70) || fork_lingers(mm));
-	if (at < 0 || !fk_is_registered(&mm->page[start]) || moves_alone(mm, start))
+	if (at < 0 || !fk_is_registered(&mm->page[start]))
 		return;
 	to = (unsigned int)at;
-	if (is_given(mm, to, len) && fk_registered(mm, to, len))
-		return;
 	kept = len < n ? len : n;
 	tells = mm->features & LIBUFFD_FEATURE_EVENT_UNMAP;
-	given = tells && !leaves && !mm->page[start].tail && chance(20) &&
-		give_away(mm, mu, start, start + n);
 	trace("mm %u moves %u to %u, to %u, length %u%s", mm->id, start, start + n, to, len,
-	      leaves  ? ", leaves the old"
-	      : given ? ", late"
-		      : "");
+	      leaves ? ", leaves the old" : "");
 	if (fk_registered(mm, to, len) && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(to), fk_address(to + len), 0);
 	unmap(mm, to, to + len);
@@ -1072,12 +961,11 @@ static void op_move(void)
 	if (!leaves && tells)
 		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(start), fk_address(start + kept),
 			     0);
-	if (!given)
-		fk_mark_busy(mm, mu, start, n);
+	fk_mark_busy(mm, mu, start, n);
 	fk_mark_busy(mm, mu, to, len);
 	m.moved = true;
 	leave_children_alone(mm, start, kept, to, len);
-	if (given || (plain && chance(20)))
+	if (plain && chance(20))
 		linger(mm, mu);
 	else
 		fk_mutate(mm, mu);
@@ -1092,7 +980,7 @@ static bool may_fork(const struct fk_mm *mm)
 	const struct srv_space *sp = space_of(mm);
 
 	/* Nor is it tried here with what is not known of the parent. */
-	if ((sp && srv_is_heir(&sp->heir)) || is_given(mm, 0, FK_SLOTS))
+	if (sp && srv_is_heir(&sp->heir))
 		return false;
 	for (unsigned int i = 0; i < FK_MUTATORS; i++) {
 		const struct fk_mutator *mu = &mm->mutator[i];
@@ -1293,7 +1181,7 @@ static void map_and_add(struct fk_mm *mm)
 	if (m.features & LIBUFFD_FEATURE_MOVE && chance(50))
 		n = (n + MOVED_PAGES - 1) & ~(MOVED_PAGES - 1);
 	at = place(mm, n, FK_SLOTS, 0, true);
-	if (at < 0 || m.nregions >= REGIONS || is_given(mm, (unsigned int)at, n))
+	if (at < 0 || m.nregions >= REGIONS)
 		return;
 	mm->last_vma++;
 	locked = chance(20);
@@ -1317,8 +1205,7 @@ static void cover(struct fk_mm *mm)
 			end++;
 		/* What there is in a file from before would be taken for what it lacks. */
 		if (p->vma && p->missing && !p->file && p->law == LAW_UNKNOWN &&
-		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) &&
-		    !is_given(mm, i, end - i) && chance(70))
+		    m.nregions < REGIONS && !fk_is_busy(mm, i, end - i) && chance(70))
 			add_region(mm, i, end - i, false);
 	}
 }
@@ -1713,11 +1600,6 @@ static void notice(void *ctx, const struct libuffd_notice *n)
 		/* Without memory for a buffer the server has no bytes either. */
 		for (uint64_t at = 0; mm && fk.no_memory && at < n->len; at += FK_PAGE)
 			mm->page[fk_slot(n->address + at)].may_poison = true;
-		/* Nor may it know yet where they have moved. */
-		for (unsigned int i = 0; i < m.nregions && fk.no_memory; i++)
-			for (unsigned int k = 0; m.region[i].id == n->region && k < m.region[i].n;
-			     k++)
-				m.failed[m.region[i].source][m.region[i].from + k] = true;
 		break;
 	case LIBUFFD_NOTICE_UNKNOWN:
 		break;
@@ -1786,9 +1668,7 @@ static void check_threads(const struct fk_mm *mm)
 
 		if (t->state != FK_WAITS)
 			continue;
-		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE ||
-		     is_taken_for_nobodys(mm, p)) &&
-		    p->vma &&
+		if ((p->law == LAW_UNKNOWN || p->law == LAW_UNSURE) && p->vma &&
 		    (mm->unknown_waits || !(mm->features & LIBUFFD_FEATURE_POISON) ||
 		     t->reader != mm->readers))
 			continue;
@@ -2031,9 +1911,6 @@ static void begin_server(uint64_t events)
 		m.features |= LIBUFFD_FEATURE_MINOR_SHMEM;
 	if (chance(70))
 		m.features |= LIBUFFD_FEATURE_MOVE;
-	/* Or of an older kernel, that does not count the changes in flight. */
-	if (chance(25))
-		m.features &= FIRST_COUNTED - 1;
 	for (unsigned int i = 0; i < SOURCE_PAGES; i++) {
 		m.lost[i] = fk.flaky && chance(5);
 		m.empty[i] = !m.lost[i] && chance(15);
@@ -2135,316 +2012,6 @@ static void no_page_is_lost_and_nobody_waits_without_events(void **unused)
 {
 	(void)unused;
 	lives(0, "without");
-}
-
-/* ---- Gangs ---------------------------------------------------------------------------------------------------------- */
-
-/*
- * As in many_on_the_same_memory_see_no_wrong_byte(), on a kernel whose threads may stop anywhere: each gang has one mapping, and changes it
- * by one system call after the other. Others look where they like. Nothing is known less of what comes to a place that
- * somebody has just left, and the kernel makes one mapping of what it can.
- */
-#define GANGS FK_MUTATORS
-#define GANG_PAGES 6
-#define GANG_LEAST 2
-#define GANG_MOST 12
-
-struct gang {
-	unsigned int at, n; /* slots; n 0: it has nothing */
-	unsigned int given; /* pages behind the first that no mremap has added */
-	unsigned int
-		left; /* slots that a move has left, to be unmapped next: as many as it has pages; or UINT_MAX */
-	uint64_t region; /* or 0 */
-};
-
-static struct gang gang[GANGS];
-
-static struct fk_mutator *mutator_of(struct fk_mm *mm, const struct gang *g)
-{
-	struct fk_mutator *mu = &mm->mutator[g - gang];
-
-	must(mu->state == FK_IDLE, "two system calls of one thread");
-	memset(mu, 0, sizeof(*mu));
-	return mu;
-}
-
-static bool is_free(const struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	for (unsigned int i = first; i < first + n; i++)
-		if (mm->page[i].vma)
-			return false;
-	return true;
-}
-
-/* Mostly as high as there is room, as the kernel has it; right beside others, then. -1: nowhere. */
-static int gang_place(const struct fk_mm *mm, unsigned int n)
-{
-	unsigned int from = chance(70) ? FK_SLOTS - n : (unsigned int)rnd(FK_SLOTS - n + 1);
-
-	for (unsigned int at = from + 1; at-- > 0;)
-		if (is_free(mm, at, n))
-			return (int)at;
-	return -1;
-}
-
-static void gang_goes_on(struct fk_mm *mm, struct fk_mutator *mu)
-{
-	if (chance(50))
-		linger(mm, mu);
-	else
-		fk_mutate(mm, mu);
-}
-
-static void gang_munmap(struct fk_mm *mm, struct gang *g, unsigned int first, unsigned int end)
-{
-	struct fk_mutator *mu = mutator_of(mm, g);
-
-	trace("gang %u unmaps %u to %u", (unsigned int)(g - gang), first, end);
-	unmap(mm, first, end);
-	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(end), 0);
-	gang_goes_on(mm, mu);
-}
-
-static void gang_drop(struct fk_mm *mm, struct gang *g)
-{
-	struct fk_mutator *mu = mutator_of(mm, g);
-
-	mu->first = g->at + (unsigned int)rnd(g->n);
-	mu->end = mu->first + 1 + (unsigned int)rnd(g->at + g->n - mu->first);
-	trace("gang %u drops %u to %u", (unsigned int)(g - gang), mu->first, mu->end);
-	fk_add_event(mu, LIBUFFD_EVENT_REMOVE, fk_address(mu->first), fk_address(mu->end), 0);
-	for (unsigned int i = mu->first; i < mu->end; i++)
-		if (mm->page[i].law == LAW_SOURCE)
-			mm->page[i].law = LAW_EITHER;
-	gang_goes_on(mm, mu);
-}
-
-static void gang_grow_page(struct fk_mm *mm, unsigned int i)
-{
-	grow(mm, i);
-	mm->page[i].law = LAW_ZERO;
-}
-
-static void gang_move(struct fk_mm *mm, struct gang *g, unsigned int len, bool stays)
-{
-	unsigned int from = g->at, to;
-	int at = gang_place(mm, len);
-	struct fk_mutator *mu;
-
-	if (at < 0)
-		return;
-	to = (unsigned int)at;
-	mu = mutator_of(mm, g);
-	trace("gang %u moves %u to %u, to %u, length %u%s", (unsigned int)(g - gang), from,
-	      from + g->n, to, len, stays ? ", leaves the old" : "");
-	mm->last_vma++;
-	for (unsigned int i = 0; i < g->n; i++) {
-		struct fk_page *p = &mm->page[to + i];
-
-		*p = mm->page[from + i];
-		p->vma = mm->last_vma;
-		p->offset = p->touched ? (int16_t)(p->offset + (int)from - (int)to) : 0;
-		if (stays)
-			mm->page[from + i] = left_behind(&mm->page[from + i]);
-	}
-	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), g->n * FK_PAGE);
-	if (!stays) {
-		unmap(mm, from, from + g->n);
-		fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from), fk_address(from + g->n), 0);
-	}
-	g->left = stays ? from : UINT_MAX;
-	g->at = to;
-	while (g->n < len)
-		gang_grow_page(mm, to + g->n++);
-	fk_join(mm, to);
-	gang_goes_on(mm, mu);
-}
-
-static void gang_longer(struct fk_mm *mm, struct gang *g, unsigned int by)
-{
-	unsigned int end = g->at + g->n;
-
-	if (end + by > FK_SLOTS || !is_free(mm, end, by)) {
-		gang_move(mm, g, g->n + by, false);
-		return;
-	}
-	trace("gang %u grows %u to %u", (unsigned int)(g - gang), g->at, end + by);
-	for (unsigned int i = end; i < end + by; i++)
-		gang_grow_page(mm, i);
-	g->n += by;
-	fk_join(mm, g->at);
-}
-
-static void gang_shorter(struct fk_mm *mm, struct gang *g, unsigned int by)
-{
-	g->n -= by;
-	g->given = g->given < g->n ? g->given : g->n;
-	gang_munmap(mm, g, g->at + g->n, g->at + g->n + by);
-}
-
-static void gang_cut(struct fk_mm *mm, struct gang *g, unsigned int by)
-{
-	g->at += by;
-	g->n -= by;
-	g->given -= by;
-	gang_munmap(mm, g, g->at - by, g->at);
-}
-
-/* Once all that was told has been read: the server waits for that itself, where somebody else turns it. */
-static void gang_begin(struct fk_mm *mm, struct gang *g)
-{
-	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
-	struct region *r = &m.region[m.nregions];
-	int at = gang_place(mm, GANG_PAGES);
-
-	if (at < 0 || m.nregions == REGIONS || !fk_settled(mm))
-		return;
-	if (g->region)
-		libuffd_server_remove_region(m.s, g->region);
-	g->at = (unsigned int)at;
-	g->n = g->given = GANG_PAGES;
-	g->left = UINT_MAX;
-	mm->last_vma++;
-	for (unsigned int i = g->at; i < g->at + g->n; i++)
-		mm->page[i].vma = mm->last_vma;
-	r->source = chance(50) ? MEMORY : CUSTOM;
-	r->n = GANG_PAGES;
-	r->from = (unsigned int)rnd(SOURCE_PAGES - GANG_PAGES);
-	r->grows = true;
-	cfg.space = mm->space;
-	cfg.start = fk_address(g->at);
-	cfg.len = GANG_PAGES * FK_PAGE;
-	cfg.offset = r->from * FK_PAGE;
-	cfg.source = m.source[r->source];
-	cfg.window = chance(50) ? FK_PAGE : 4 * FK_PAGE;
-	cfg.flags = LIBUFFD_REGION_REGISTER | LIBUFFD_REGION_GROWS;
-	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
-	trace("gang %u begins at %u: region %llu", (unsigned int)(g - gang), g->at,
-	      (unsigned long long)r->id);
-	g->region = r->id;
-	set_law(mm, g->at, g->n, m.nregions++);
-	fk_join(mm, g->at);
-}
-
-static void gang_change(struct fk_mm *mm, struct gang *g)
-{
-	unsigned int by = 1 + (unsigned int)rnd(3);
-
-	if (g->n && g->left != UINT_MAX) {
-		gang_munmap(mm, g, g->left, g->left + g->n);
-		g->left = UINT_MAX;
-		return;
-	}
-	switch (g->n ? rnd(12) : 12) {
-	case 0:
-	case 1:
-		gang_drop(mm, g);
-		break;
-	case 2:
-	case 3:
-	case 4:
-		gang_move(mm, g, g->n, false);
-		break;
-	case 5:
-		gang_move(mm, g, g->n, true);
-		break;
-	case 6:
-	case 7:
-		if (g->n + by <= GANG_MOST)
-			gang_longer(mm, g, by);
-		break;
-	case 8:
-	case 9:
-		if (g->n >= GANG_LEAST + by)
-			gang_shorter(mm, g, by);
-		break;
-	case 10:
-		if (g->n >= GANG_LEAST + by && g->given > by)
-			gang_cut(mm, g, by);
-		break;
-	case 11:
-		gang_munmap(mm, g, g->at, g->at + g->n);
-		g->n = 0;
-		break;
-	default:
-		gang_begin(mm, g);
-	}
-}
-
-static void gang_looks(struct fk_mm *mm)
-{
-	struct fk_thread *t = &mm->thread[rnd(FK_THREADS)];
-	const struct gang *g = &gang[rnd(GANGS)];
-
-	if (t->state != FK_RUNS)
-		return;
-	t->slot = g->n && chance(80) ? g->at + (unsigned int)rnd(g->n)
-				     : (unsigned int)rnd(FK_SLOTS);
-	t->write = false;
-	if (mm->page[t->slot].vma)
-		fk_touch(mm, t);
-}
-
-static void gang_step(struct fk_mm *mm)
-{
-	struct gang *g = &gang[rnd(GANGS)];
-
-	switch (rnd(10)) {
-	case 0:
-	case 1:
-	case 2:
-		turn(chance(70) ? 0 : (int64_t)rnd(1000000));
-		break;
-	case 3:
-	case 4:
-		gang_looks(mm);
-		break;
-	case 5:
-		run_woken(60);
-		break;
-	case 6:
-		if (m.nrequests)
-			custom_answer((unsigned int)rnd(m.nrequests));
-		break;
-	case 7:
-		run_mutators(40);
-		break;
-	default:
-		if (mm->mutator[g - gang].state == FK_IDLE)
-			gang_change(mm, g);
-	}
-}
-
-static void no_gang_is_served_what_is_anothers(void **unused)
-{
-	unsigned int few = steps / 5;
-
-	(void)unused;
-	life = "gang";
-	for (seed = first_seed; seed < first_seed + seeds; seed++) {
-		struct fk_mm *mm;
-
-		begin_server(EVENTS);
-		m.meddles = m.shares = false;
-		fk.flaky = 0;
-		m.features |= FIRST_COUNTED;
-		memset(gang, 0, sizeof(gang));
-		all_is_known = true;
-		memset(m.lost, 0, sizeof(m.lost));
-		mm = fk_mm_new(m.features);
-		mm->root = mm->born = mm->owned = true;
-		fk_handle(mm, LIBUFFD_WAY_SYSCALL);
-		attach(mm);
-		for (step = 0; step < few; step++) {
-			gang_step(mm);
-			if (step % 100 == 99 && chance(10))
-				rest();
-		}
-		count_life();
-		rest();
-		end_life(true);
-		all_is_known = false;
-	}
 }
 
 /* ---- One thing at a time: forks among moves that are told late --------------------------------------- */
@@ -2963,13 +2530,13 @@ static void a_child_of_a_parent_that_does_not_move_keeps_nothing(void **unused)
 	end_calm();
 }
 
-static struct fk_mutator *unmaps(struct fk_mm *mm, unsigned int first, unsigned int end)
+static struct fk_mutator *unmaps(struct fk_mm *mm, unsigned int page)
 {
 	struct fk_mutator *mu = fk_mutator(mm);
 
 	must(mu != NULL, "too much at a time");
-	unmap(mm, first, end);
-	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(first), fk_address(end), 0);
+	unmap(mm, page, page + 1);
+	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(page), fk_address(page + 1), 0);
 	linger(mm, mu);
 	return mu;
 }
@@ -2994,7 +2561,7 @@ static void zeros_that_come_late_take_no_poison_back(void **unused)
 	mm->page[30].keep_poison = true;
 	t->slot = 14;
 	fk_touch(mm, t);
-	unmap = unmaps(mm, 14, 15);
+	unmap = unmaps(mm, 14);
 	move = moves(mm, 30, 14, 1);
 	turn(0);
 	must(t->read, "nobody asks for zeros");
@@ -3267,387 +2834,6 @@ static void a_file_that_is_left_makes_way(void **unused)
 	end_calm();
 }
 
-/* ---- One thing at a time: places that are taken before they are told to be free ------------------------- */
-
-/* Of another source's pages. */
-static void another_region(struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	struct libuffd_region cfg = LIBUFFD_REGION_INIT;
-	struct region *r = &m.region[m.nregions];
-
-	mm->last_vma++;
-	for (unsigned int i = first; i < first + n; i++)
-		mm->page[i].vma = mm->last_vma;
-	cfg.space = mm->space;
-	cfg.start = fk_address(first);
-	cfg.len = n * FK_PAGE;
-	cfg.offset = 20 * FK_PAGE;
-	cfg.source = m.source[MEMORY];
-	cfg.flags = LIBUFFD_REGION_REGISTER;
-	must(libuffd_server_add_region(m.s, &cfg, &r->id) == 0, "no region");
-	r->source = MEMORY;
-	r->n = n;
-	r->from = 20;
-	set_law(mm, first, n, m.nregions++);
-}
-
-/* Four pages, and two that mremap has added. */
-static struct fk_mm *begin_grown(const char *name)
-{
-	struct fk_mm *mm = begin_calm(name);
-
-	m.region[0].grows = true;
-	srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
-	grow(mm, 14);
-	grow(mm, 15);
-	return mm;
-}
-
-/* What mremap had added is on no map, so that its UNMAP, told late, is taken for one of what has moved there since. */
-static void an_end_that_went_late_takes_nothing_else(void **unused)
-{
-	(void)unused;
-	/* Alone, or with what it was added to; and what came to there began where it did, or before. */
-	for (unsigned int whole = 0; whole < 2; whole++) {
-		unsigned int first = whole ? 10 : 14, to = whole ? 8 : 14;
-		struct fk_mm *mm = begin_grown("went_late");
-		struct fk_mutator *gone;
-
-		another_region(mm, 50, 8);
-		gone = unmaps(mm, first, 16);
-		tell(mm, moves(mm, 50, to, 8));
-		tell(mm, gone);
-		sees_all(mm, to, 8);
-		end_calm();
-	}
-}
-
-/* As moves(), and makes it shorter: what is cut off is told in between, and up to 6.12 the old length. */
-static struct fk_mutator *moves_a_part(struct fk_mm *mm, unsigned int from, unsigned int to,
-				       unsigned int n, unsigned int end, unsigned int told)
-{
-	struct fk_mutator *mu = fk_mutator(mm);
-
-	must(mu != NULL, "too much at a time");
-	memcpy(&mm->page[to], &mm->page[from], n * sizeof(mm->page[0]));
-	mm->last_vma++;
-	for (unsigned int i = to; i < to + n; i++)
-		mm->page[i].vma = mm->last_vma;
-	unmap(mm, from, end);
-	fk_add_event(mu, LIBUFFD_EVENT_REMAP, fk_address(from), fk_address(to), told * FK_PAGE);
-	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from + n), fk_address(end), 0);
-	fk_add_event(mu, LIBUFFD_EVENT_UNMAP, fk_address(from), fk_address(from + n), 0);
-	linger(mm, mu);
-	return mu;
-}
-
-/* Whether it begins with what is known to have been there, or with what mremap had added. */
-static void an_end_that_is_cut_off_late_takes_nothing_else(void **unused)
-{
-	(void)unused;
-	for (unsigned int kept = 3; kept < 5; kept++) {
-		struct fk_mm *mm = begin_grown("cut_off");
-		struct fk_mutator *far;
-
-		another_region(mm, 50, 8);
-		far = moves_a_part(mm, 10, 30, kept, 16, kept);
-		begin_to_tell(mm, far);
-		turn(0);
-		tell(mm, moves(mm, 50, 9, 8));
-		while (far->state != FK_IDLE) {
-			fk_run_mutator(mm, far);
-			turn(0);
-		}
-		sees_all(mm, 9, 8);
-		sees_all(mm, 30, kept);
-		end_calm();
-	}
-}
-
-/* Where changes are not counted somebody can ask, and is answered, when the first event of a move was told alone. */
-static void what_lies_behind_a_shorter_target_stays(void **unused)
-{
-	struct fk_mm *mm = begin_calm("shorter");
-	struct fk_mutator *move;
-	unsigned int changing;
-
-	(void)unused;
-	m.s->spaces->events.counted = false;
-	another_region(mm, 50, 4);
-	move = moves_a_part(mm, 10, 48, 2, 14, 4);
-	begin_to_tell(mm, move);
-	turn(0);
-	changing = mm->changing;
-	mm->changing = 0; /* it was a bit */
-	sees_all(mm, 48, 6);
-	mm->changing = changing;
-	while (move->state != FK_IDLE) {
-		fk_run_mutator(mm, move);
-		turn(0);
-	}
-	sees_all(mm, 48, 6);
-	end_calm();
-}
-
-/* Its beginning has moved on already, and something else is there. */
-static void what_is_left_of_what_came_moves_on(void **unused)
-{
-	struct fk_mm *mm = begin_calm("left_of_what_came");
-	struct fk_mutator *far, *other;
-
-	(void)unused;
-	another_region(mm, 50, 4);
-	another_region(mm, 70, 1);
-	other = drops(mm, 70); /* so that the layout does not rest */
-	tell(mm, moves(mm, 10, 30, 4));
-	far = moves(mm, 30, 60, 4);
-	tell(mm, moves(mm, 50, 28, 4));
-	tell(mm, far);
-	tell(mm, other);
-	sees_all(mm, 60, 4);
-	sees_all(mm, 28, 4);
-	end_calm();
-}
-
-/* A file that MREMAP_DONTUNMAP left moves on itself, and is told to have done so when another has come to the place. */
-static void what_was_left_and_stays_moves_on(void **unused)
-{
-	struct fk_mm *mm = begin_calm_with("left_and_stays", EVENTS, true, MEMORY);
-	struct fk_mutator *far;
-
-	(void)unused;
-	another_region(mm, 50, 4);
-	tell(mm, moves_and_stays(mm, 10, 30, 4));
-	pass_time();
-	far = moves(mm, 10, 60, 4);
-	tell(mm, moves(mm, 50, 10, 4));
-	tell(mm, far);
-	sees_all(mm, 10, 4);
-	sees_all(mm, 30, 4);
-	sees_all(mm, 60, 4);
-	end_calm();
-}
-
-/* Of another source's pages, and with more that mremap adds. */
-static void growing_region(struct fk_mm *mm, unsigned int first, unsigned int n)
-{
-	another_region(mm, first, n);
-	m.region[m.nregions - 1].grows = true;
-	srv_map_find(&m.s->spaces->map, fk_address(first))->grows = true;
-}
-
-/* In place, also where it was cut off before. */
-static void grows_to(struct fk_mm *mm, unsigned int from, unsigned int end)
-{
-	for (; from < end; from++)
-		gang_grow_page(mm, from);
-}
-
-static void tell_the_rest(struct fk_mm *mm, struct fk_mutator *mu)
-{
-	while (mu->state != FK_IDLE) {
-		fk_run_mutator(mm, mu);
-		turn(0);
-	}
-}
-
-/* What came there has gone, in part or as a whole, and what lies before it has grown over the place since. */
-static void what_has_grown_over_a_place_is_known(void **unused)
-{
-	(void)unused;
-	for (unsigned int whole = 0; whole < 2; whole++) {
-		struct fk_mm *mm = begin_calm("grown_over");
-		struct fk_mutator *other;
-
-		another_region(mm, 50, 8);
-		m.region[1].grows = true;
-		srv_map_find(&m.s->spaces->map, fk_address(50))->grows = true;
-		another_region(mm, 70, 1);
-		other = drops(mm, 70); /* so that the layout does not rest */
-		tell(mm, moves(mm, 50, 30, 8));
-		if (whole) {
-			m.region[0].grows = true;
-			srv_map_find(&m.s->spaces->map, fk_address(10))->grows = true;
-			tell(mm, unmaps(mm, 30, 38));
-			tell(mm, moves(mm, 10, 26, 4));
-		} else {
-			tell(mm, unmaps(mm, 30, 32));
-			tell(mm, moves(mm, 32, 24, 6));
-		}
-		for (unsigned int i = 30; i < (whole ? 39 : 34); i++)
-			grow(mm, i);
-		tell(mm, other);
-		sees_all(mm, whole ? 26 : 24, whole ? 13 : 10);
-		end_calm();
-	}
-}
-
-/* The fork is told while it is doubted what is there. */
-static void a_child_knows_what_has_grown_over_a_place(void **unused)
-{
-	struct fk_mm *mm = begin_calm("child_knows"), *child;
-	struct fk_mutator *other;
-
-	(void)unused;
-	growing_region(mm, 50, 8);
-	another_region(mm, 70, 1);
-	other = drops(mm, 70); /* so that the layout does not rest */
-	tell(mm, moves(mm, 50, 30, 8));
-	tell(mm, unmaps(mm, 30, 32));
-	tell(mm, moves(mm, 32, 24, 6));
-	grows_to(mm, 30, 34);
-	child = tell(mm, forks_one(mm));
-	tell(mm, other);
-	sees_all(child, 24, 10);
-	sees_all(mm, 24, 10);
-	end_calm();
-}
-
-/* What came is one mapping with what it lies behind, and may have gone or not. */
-static void what_cannot_be_told_is_never_zeros(void **unused)
-{
-	(void)unused;
-	for (unsigned int n = 2; n <= 8; n += 6) {
-		struct fk_mm *mm = begin_grown("cannot_be_told");
-		struct fk_mutator *gone;
-
-		another_region(mm, 50, 8);
-		/* The layout was changing when it was added, and none of it has been asked for. */
-		srv_map_find(&m.s->spaces->map, fk_address(50))->pages->apart = false;
-		for (unsigned int i = 16; i < 14 + n; i++)
-			grow(mm, i);
-		gone = unmaps(mm, 14, 14 + n);
-		tell(mm, moves(mm, 50, 14, 8));
-		for (unsigned int i = 14; i < 22; i++) {
-			mm->page[i].vma = mm->page[10].vma;
-			mm->page[i].may_poison = true;
-		}
-		tell(mm, gone);
-		for (unsigned int i = 14; i < 14 + n; i++) {
-			mm->thread[0].slot = i;
-			fk_touch(mm, &mm->thread[0]);
-			pass_time();
-			must(mm->page[i].content == FK_POISON, "slot %u is taken for known", i);
-		}
-		tell(mm, unmaps(mm, 14, 22));
-		end_calm();
-	}
-}
-
-/* Its end was cut off just where something else had ended, which moved before. Then it moves itself, and grows. */
-static void what_may_have_lost_its_end_still_grows(void **unused)
-{
-	struct fk_mm *mm = begin_calm("lost_its_end");
-	struct fk_mutator *other, *before;
-
-	(void)unused;
-	another_region(mm, 32, 4);
-	growing_region(mm, 50, 8);
-	another_region(mm, 70, 1);
-	other = drops(mm, 70); /* so that the layout does not rest */
-	before = moves(mm, 32, 60, 4);
-	begin_to_tell(mm, before);
-	turn(0);
-	tell(mm, moves(mm, 50, 30, 8));
-	tell(mm, unmaps(mm, 36, 38));
-	tell(mm, moves(mm, 30, 20, 6));
-	grows_to(mm, 26, 28);
-	tell_the_rest(mm, before);
-	tell(mm, other);
-	sees_all(mm, 20, 8);
-	end_calm();
-}
-
-/* And then moves, before that is told to have gone. */
-static void what_has_grown_over_what_was_left_goes_on_there(void **unused)
-{
-	struct fk_mm *mm = begin_calm("over_what_was_left");
-	struct fk_mutator *other, *before;
-
-	(void)unused;
-	growing_region(mm, 20, 8);
-	another_region(mm, 28, 4);
-	another_region(mm, 70, 1);
-	other = drops(mm, 70); /* so that the layout does not rest */
-	before = moves(mm, 28, 60, 4);
-	begin_to_tell(mm, before);
-	turn(0);
-	grows_to(mm, 28, 34);
-	tell(mm, moves(mm, 20, 40, 14));
-	tell_the_rest(mm, before);
-	tell(mm, other);
-	sees_all(mm, 40, 14);
-	sees_all(mm, 60, 4);
-	end_calm();
-}
-
-/* What is left of the mapping that it has grown over is told to be so after it has moved, taking nothing of that with it. */
-static void what_has_gone_late_does_not_move_with_what_has_grown_there(void **unused)
-{
-	(void)unused;
-	for (unsigned int moved = 0; moved < 2; moved++) {
-		struct fk_mm *mm = begin_calm("grown_there");
-		struct fk_mutator *gone, *other;
-
-		growing_region(mm, 20, 4);
-		another_region(mm, 26, 4);
-		another_region(mm, 70, 1);
-		other = drops(mm, 70); /* so that the layout does not rest */
-		gone = moved ? moves(mm, 26, 60, 4) : unmaps(mm, 26, 28);
-		grows_to(mm, 24, moved ? 30 : 28);
-		tell(mm, moves(mm, 20, 40, moved ? 10 : 8));
-		tell(mm, gone);
-		tell(mm, other);
-		sees_all(mm, 40, moved ? 10 : 8);
-		sees_all(mm, moved ? 60 : 28, moved ? 4 : 2);
-		end_calm();
-	}
-}
-
-/* It was doubted when it moved on, and lies right behind something that may have grown. */
-static void what_is_doubted_moves_on(void **unused)
-{
-	struct fk_mm *mm = begin_grown("is_doubted_moves_on");
-	struct fk_mutator *gone, *other;
-
-	(void)unused;
-	another_region(mm, 50, 8);
-	another_region(mm, 70, 1);
-	other = drops(mm, 70); /* so that the layout does not rest */
-	gone = unmaps(mm, 14, 16);
-	tell(mm, moves(mm, 50, 14, 8));
-	tell(mm, gone);
-	tell(mm, moves(mm, 14, 30, 8));
-	tell(mm, other);
-	sees_all(mm, 30, 8);
-	sees_all(mm, 10, 4);
-	end_calm();
-}
-
-/* The parent's map had it at the fork, left by a move, but it had been unmapped. */
-static void what_a_child_lacks_is_not_in_its_way(void **unused)
-{
-	struct fk_mm *mm = begin_calm("is_lacked"), *child;
-	struct fk_mutator *move = moves(mm, 10, 30, 4);
-
-	(void)unused;
-	begin_to_tell(mm, move);
-	turn(0);
-	child = tell(mm, forks_one(mm));
-	while (move->state != FK_IDLE) {
-		fk_run_mutator(mm, move);
-		turn(0);
-	}
-	pass_time();
-	sees(child, 30);
-	tell(child, moves(child, 30, 60, 4));
-	pass_time();
-	tell(child, moves(child, 60, 10, 4));
-	tell(child, moves(child, 10, 50, 4));
-	sees_all(child, 50, 4);
-	end_calm();
-}
-
 static void what_one_drops_of_a_file_is_gone_for_all(void **unused)
 {
 	(void)unused;
@@ -3714,22 +2900,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(who_comes_late_for_a_lost_page_gets_no_zeros),
 		cmocka_unit_test(what_is_lost_of_a_file_is_lost_everywhere),
 		cmocka_unit_test(a_file_that_is_left_makes_way),
-		cmocka_unit_test(an_end_that_went_late_takes_nothing_else),
-		cmocka_unit_test(an_end_that_is_cut_off_late_takes_nothing_else),
-		cmocka_unit_test(what_lies_behind_a_shorter_target_stays),
-		cmocka_unit_test(what_is_left_of_what_came_moves_on),
-		cmocka_unit_test(what_was_left_and_stays_moves_on),
-		cmocka_unit_test(what_is_doubted_moves_on),
-		cmocka_unit_test(what_has_grown_over_a_place_is_known),
-		cmocka_unit_test(a_child_knows_what_has_grown_over_a_place),
-		cmocka_unit_test(what_cannot_be_told_is_never_zeros),
-		cmocka_unit_test(what_may_have_lost_its_end_still_grows),
-		cmocka_unit_test(what_has_grown_over_what_was_left_goes_on_there),
-		cmocka_unit_test(what_has_gone_late_does_not_move_with_what_has_grown_there),
-		cmocka_unit_test(what_a_child_lacks_is_not_in_its_way),
 		cmocka_unit_test(what_one_drops_of_a_file_is_gone_for_all),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_whatever_the_layout_does),
-		cmocka_unit_test(no_gang_is_served_what_is_anothers),
 		cmocka_unit_test(no_page_is_stale_and_nobody_waits_with_remove_events_alone),
 		cmocka_unit_test(no_page_is_lost_and_nobody_waits_without_events),
 	};
