@@ -813,7 +813,8 @@ static void call_snapshot(void)
 		opts->space &= 3;
 		opts->pid = b & 4 ? opts->pid & INT32_MIN : 0;
 	}
-	want = sized(&known, sizeof(known), opts);
+	want = sized_since(&known, offsetof(struct libuffd_snapshot_opts, watch), sizeof(known),
+			   opts);
 	if (want == 0 && (known.flags & ~3u || !n || !known.path == !known.piece || known.pid < 0))
 		want = -EINVAL;
 	ret = libuffd_snapshot_new(server, opts, &snap);
