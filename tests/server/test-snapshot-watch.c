@@ -260,6 +260,30 @@ static void what_is_dropped_is_in_each_delta_from_then_on(void **state)
 		expect_bytes(shot.image, stage.m.addr, stage.m.len);
 		fill(4, 0x44);
 	}
+	/* Whether or not it was written to. */
+	for (size_t i = 0; i < 2; i++) {
+		assert_int_equal(take(LIBUFFD_SNAPSHOT_DELTA), 0);
+		expect_told(some, 1);
+	}
+}
+
+/* Nobody tells of it, and the watch had protected the page: what was there is known all the same. */
+static void what_is_lost_before_it_is_copied_is_not_taken_for_zeros(void **state)
+{
+	/* More than are copied at once. */
+	size_t pages = mem_is_hugetlb(stage_kind(state)) ? PAGES : 100;
+
+	up(state, pages, MARKS);
+	for (size_t i = 0; i < pages; i++)
+		fill(i, 0x66);
+	start_watch(state);
+	assert_int_equal(take(0), 0);
+	take_until_gate(0);
+	if (madvise(mem_page(&stage.m, pages - 1), stage.m.page, MADV_DONTNEED)) {
+		take_on();
+		SKIP("hugetlb-dontneed", "this kernel cannot drop this memory");
+	}
+	assert_int_equal(take_on(), -ESTALE);
 }
 
 /* ---- While it is written to --------------------------------------------------------------------------- */
@@ -458,6 +482,9 @@ static const struct CMUnitTest tests[] = {
 	OF_SERVED(absent_pages_come_with_their_first_write),
 	OF_SERVED(a_read_meanwhile_loses_nothing),
 	OF_SERVED(what_is_dropped_is_in_each_delta_from_then_on),
+	OF_ENGINES(what_is_lost_before_it_is_copied_is_not_taken_for_zeros, MEM_ANON),
+	OF_ENGINES(what_is_lost_before_it_is_copied_is_not_taken_for_zeros, MEM_SHMEM_PRIVATE),
+	OF_ENGINES(what_is_lost_before_it_is_copied_is_not_taken_for_zeros, MEM_HUGETLB_PRIVATE),
 	OF_SERVED(deltas_of_a_program_that_never_stops_are_instants),
 	OF_SERVED(what_comes_from_a_source_is_in_the_base_and_in_no_delta),
 	OF_SERVED(a_delta_that_fails_leaves_all_on_record),
