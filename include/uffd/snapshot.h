@@ -18,7 +18,6 @@ extern "C" {
 #endif
 
 struct libuffd_snapshot;
-struct libuffd_watch;
 
 /* Some of the memory, and where it is in the image. An element of an array: it never grows. */
 struct libuffd_snapshot_range {
@@ -85,28 +84,16 @@ struct libuffd_snapshot_opts {
 		void *ctx;
 		uint64_t ctx_space;
 	};
-	/*
-	 * A watch (SYNC) in which all ranges lie, with their page size. It is asked and reset at the instant, in one step: what it
-	 * lists later was written later. With SNAPSHOT_DELTA the image has what it had on record, and `changed` is NULL. So a
-	 * program that never stops is kept as a base and deltas, each of one instant. The watch must be there until run()
-	 * has returned; a snapshot that fails puts back on its record what had been taken off. Outside regions the userfaultfd
-	 * has FEATURE_WP_UNPOPULATED (6.4). NULL: none.
-	 */
-	union {
-		struct libuffd_watch *watch;
-		uint64_t watch_space;
-	};
 };
 /* clang-format off */
 #define LIBUFFD_SNAPSHOT_OPTS_INIT { sizeof(struct libuffd_snapshot_opts), 0, 0, 0, 0, { NULL }, \
-	{ NULL }, 0, 0, 0, { NULL }, -100, 0, { NULL }, { NULL }, { NULL } }
+	{ NULL }, 0, 0, 0, { NULL }, -100, 0, { NULL }, { NULL } }
 /* clang-format on */
 
 /*
  * Get ready. Nothing happens to the memory yet. *@out gets the snapshot; free it before the server.
  *   -EINVAL  NULL, bad @opts, an unknown flag; no range, or one that is unaligned, empty, wrapping, or overlaps another,
- *            in memory or in the image; `path` and `piece`, or neither; @pid is negative; or `watch` is not SYNC, or of another
- *            space, has other pages, or not all of the ranges
+ *            in memory or in the image; `path` and `piece`, or neither; @pid is negative
  *   -E2BIG   @opts is newer than the library and uses what it does not know
  *   -ENOENT  no such space
  *   -EOPNOTSUPP  its userfaultfd has FEATURE_WP_ASYNC or FEATURE_SIGBUS: nobody is asked before a write; or it has
@@ -131,7 +118,7 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  * been there before, and so does one that is killed, but for a file named like it with `.part-` and digits behind.
  *
  * However it ends, the ranges are not registered or protected any more when it returns, and nobody waits; those of
- * regions and of `watch` are registered, and the latter watched, as before. The exception is a process that cannot be reached because it is in the middle of a change of its layout that the server
+ * regions are registered as before. The exception is a process that cannot be reached because it is in the middle of a change of its layout that the server
  * is not turned to be told of.
  *
  *   -EINVAL  @snap is NULL; or the kernel cannot protect this memory (before 5.7; before 5.19 other than private
@@ -139,8 +126,7 @@ LIBUFFD_EXPORT int libuffd_snapshot_new(struct libuffd_server *s,
  *   -EALREADY  it was run before
  *   -EDEADLK called from a callback of the server, or by a thread of its own
  *   -EBUSY   another snapshot of the space is being taken; a region of the server has a part of the ranges, and not as
- *            above; or a write watch with it has, which is not `watch`, or another userfaultfd
- *   -EOPNOTSUPP  with `watch`, and outside regions: the userfaultfd has not FEATURE_WP_UNPOPULATED
+ *            above; or a write watch with it has, or another userfaultfd
  *   -ENOENT  a part of the ranges is not mapped, as far as the kernel says so; or the space was detached
  *   -EPERM   a mapping must not be written to, whatever its protection (shared, of a file that is open for reading)
  *   -ESTALE  a part was unmapped or moved, or its region removed, or it was dropped (MADV_DONTNEED and the like) just before

@@ -20,7 +20,6 @@ enum {
 	SNAP_WAS_OWN = 16, /* and no file's */
 	/* It was what the source of its region has, and had yet to come from there. */
 	SNAP_FROM_SOURCE = 32,
-	SNAP_RECORDED = 64, /* by the watch */
 };
 
 struct snap_range {
@@ -59,11 +58,8 @@ struct libuffd_snapshot {
 	unsigned int nranges;
 	struct libuffd_span *part; /* of the ranges, what is to be copied: by address, none empty */
 	uint64_t nparts;
-	uint64_t nregistered;	 /* of these, the first ones */
-	size_t part_len;	 /* of their memory */
-	struct srv_track *track; /* of the watch that is asked, or NULL */
-	bool asked;		 /* it may lack something since */
-	uint64_t page_size;	 /* the largest */
+	uint64_t nregistered; /* of these, the first ones */
+	uint64_t page_size;   /* the largest */
 	uint64_t npages;
 	char *path;
 
@@ -167,23 +163,5 @@ int srv_snap_sink_put(struct libuffd_snapshot *snap, const struct snap_range *r,
 int srv_snap_sink_commit(struct libuffd_snapshot *snap);
 /* It never will be. Nothing if it is. */
 void srv_snap_sink_close(struct libuffd_snapshot *snap);
-
-/* ---- snapshot-watch.c ----------------------------------------------------------------------------- */
-
-/* The watch that was asked for, if any, is one that can be. 0 or -EINVAL. */
-int srv_snap_watch(struct libuffd_snapshot *snap);
-/* For a delta: the parts are what is on its record, from now until the instant. Writers are held, and no turn does without that. */
-int srv_snap_ask(struct libuffd_snapshot *snap);
-/* How the entries of pages would be if the watch had not protected them. */
-void srv_snap_forget_watch(const struct libuffd_snapshot *snap, const struct snap_range *r,
-			   uint64_t address, uint64_t n, uint64_t *entry);
-/* Protect what is to be copied, and take it off the record. As srv_track_close(). */
-int srv_snap_take(struct libuffd_snapshot *snap, const struct libuffd_span *part, uint64_t *at);
-/* Nothing else has come on record since it was asked: 0, or -ESTALE. */
-int srv_snap_asked_all(struct libuffd_snapshot *snap);
-/* The instant: what was not on record is of no interest. Under the lock. */
-void srv_snap_leave_rest(struct libuffd_snapshot *snap);
-/* The snapshot has failed: all of it is on record again. */
-void srv_snap_put_back(struct libuffd_snapshot *snap);
 
 #endif

@@ -21,8 +21,7 @@
  * there before the instant, and is not, was dropped: the snapshot has failed. In a private mapping of a file what the file
  * has comes in its place: then the page is not the program's own any more.
  *
- * In memory that the server supplies, pages do come into being: snapshot-served.c. In what is watched for writes what is not
- * registered for missing faults may, too: snapshot-watch.c.
+ * In memory that the server supplies, pages do come into being: snapshot-served.c.
  */
 #include <string.h>
 #include <time.h>
@@ -198,11 +197,9 @@ static int64_t read_entries(const struct libuffd_snapshot *snap, const struct sn
 }
 
 /* What has come from a source, or what was zeros and has been touched, was not there before. */
-static bool need_not_be_own(const struct libuffd_snapshot *snap, const struct snap_range *r,
-			    unsigned int state)
+static bool need_not_be_own(const struct snap_range *r, unsigned int state)
 {
-	return (r->served && state & SNAP_FROM_SOURCE) ||
-	       ((r->served || snap->track) && !(state & SNAP_WAS_THERE));
+	return r->served && (state & SNAP_FROM_SOURCE || !(state & SNAP_WAS_THERE));
 }
 
 /*
@@ -223,7 +220,7 @@ static int still_own(const struct libuffd_snapshot *snap, const struct snap_rang
 			bool was = snap->state[page + at] & SNAP_WAS_OWN;
 
 			if (!got[at] || (!(entry[i] & PM_PRESENT) && entry[i] & PM_PROTECTED) ||
-			    need_not_be_own(snap, r, snap->state[page + at]))
+			    need_not_be_own(r, snap->state[page + at]))
 				continue;
 			if (was != (entry[i] & PM_THERE && !(entry[i] & PM_FILE)))
 				return -ESTALE;
@@ -312,12 +309,8 @@ static int change(struct libuffd_snapshot *snap, uint32_t kind, uint64_t start, 
  */
 static int let_go(struct libuffd_snapshot *snap, uint64_t address, uint64_t len, unsigned int shift)
 {
-	uint32_t kind = snap->track ? LIBUFFD_ANSWER_PROTECT : LIBUFFD_ANSWER_UNPROTECT;
-	int ret = change(snap, kind, address, len, shift);
+	int ret = change(snap, LIBUFFD_ANSWER_UNPROTECT, address, len, shift);
 
-	/* They ask once more, and it is the watch that lets them through. */
-	if (ret == 0 && snap->track)
-		ret = libuffd_wake(snap->u, address, (size_t)len);
 	if (ret == -EAGAIN)
 		ret = -ECANCELED;
 	return ret == -ENOENT ? -ESTALE : ret;
@@ -713,8 +706,6 @@ static int see_range(struct libuffd_snapshot *snap, const struct snap_range *r, 
 
 		if (n < 0)
 			return (int)n;
-		if (snap->track)
-			srv_snap_forget_watch(snap, r, start, (uint64_t)n, entry);
 		/* Pages that somebody has come for already are held meanwhile. */
 		pthread_mutex_lock(&snap->lock);
 		for (int64_t i = 0; i < n; i++, page++) {
@@ -747,8 +738,7 @@ static int register_all(struct libuffd_snapshot *snap)
 {
 	int ret = 0;
 
-	/* A watch's memory is, for all that is needed. */
-	for (uint64_t i = 0; i < snap->nparts && ret == 0 && !snap->track; i++) {
+	for (uint64_t i = 0; i < snap->nparts && ret == 0; i++) {
 		if (srv_snap_find(snap, snap->part[i].start)->served) {
 			snap->nregistered++;
 			continue;
@@ -765,16 +755,6 @@ static int register_all(struct libuffd_snapshot *snap)
 	return ret;
 }
 
-static int take_from_watch(struct libuffd_snapshot *snap, const struct libuffd_span *part)
-{
-	uint64_t at = part->start, pause = PAUSE_MIN;
-	int ret;
-
-	while ((ret = srv_snap_take(snap, part, &at)) == -EAGAIN && !is_over(snap))
-		pause_a_while(snap, &pause);
-	return ret;
-}
-
 static int protect_all(struct libuffd_snapshot *snap)
 {
 	int ret = 0;
@@ -782,9 +762,8 @@ static int protect_all(struct libuffd_snapshot *snap)
 	for (uint64_t i = 0; i < snap->nparts && ret == 0; i++) {
 		const struct libuffd_span *p = &snap->part[i];
 
-		ret = snap->track ? take_from_watch(snap, p)
-				  : change(snap, LIBUFFD_ANSWER_PROTECT, p->start,
-					   p->end - p->start, srv_snap_find(snap, p->start)->shift);
+		ret = change(snap, LIBUFFD_ANSWER_PROTECT, p->start, p->end - p->start,
+			     srv_snap_find(snap, p->start)->shift);
 	}
 	return ret == -EAGAIN ? -ECANCELED : ret;
 }
@@ -803,24 +782,18 @@ int srv_snap_arm(struct libuffd_snapshot *snap)
 	int ret = register_all(snap);
 
 	/* Answers that did not know of it yet. */
-	if (is_served(snap) || snap->track)
+	if (is_served(snap))
 		srv_await_turns(snap->server);
-	if (ret == 0 && snap->track)
-		ret = srv_snap_ask(snap);
 	if (ret == 0)
 		ret = see_all(snap);
 	began = srv_now();
 	if (ret == 0)
 		ret = protect_all(snap);
-	if (ret == 0 && snap->track)
-		ret = srv_snap_asked_all(snap);
 	pthread_mutex_lock(&snap->lock);
 	snap->told.arming_ns = srv_now() - began;
 	if (ret < 0)
 		fail(snap, ret);
 	snap->armed = !snap->error && !snap->cancelled;
-	if (snap->armed && snap->track)
-		srv_snap_leave_rest(snap);
 	if (snap->armed)
 		snap->told.phase = LIBUFFD_SNAPSHOT_COPYING;
 	ret = snap->error ? snap->error : snap->armed ? 0 : -ECANCELED;
@@ -1149,10 +1122,6 @@ void srv_snap_release(struct libuffd_snapshot *snap)
 		if (!r->served)
 			unregister(snap, p->start, p->end, r->shift);
 	}
-	/* Who was held asks once more, and is the watch's. */
-	for (unsigned int i = 0; i < snap->nranges && snap->track; i++)
-		libuffd_wake(snap->u, snap->range[i].start,
-			     (size_t)(snap->range[i].end - snap->range[i].start));
 	srv_await_turns(snap->server);
 	pthread_mutex_lock(&snap->lock);
 	for (unsigned int i = 0; i < snap->nstrays; i++)

@@ -13,7 +13,7 @@
 #include "sized.h"
 
 #define OPTS_LEAST 96
-_Static_assert(sizeof(struct libuffd_snapshot_opts) == OPTS_LEAST + 8, "grown: keep OPTS_LEAST");
+_Static_assert(sizeof(struct libuffd_snapshot_opts) == OPTS_LEAST, "grown: keep OPTS_LEAST");
 #define INFO_LEAST 72
 _Static_assert(sizeof(struct libuffd_snapshot_info) == INFO_LEAST, "grown: keep it");
 #define DEFAULT_MEMORY (UINT64_C(16) << 20)
@@ -32,7 +32,7 @@ static int check_opts(struct libuffd_snapshot_opts *o)
 		return -EINVAL;
 	if (!o->path == !o->piece || (o->path && !*o->path))
 		return -EINVAL;
-	if (delta && !o->watch ? (o->nchanged && !o->changed) : (o->nchanged || o->changed))
+	if (delta ? (o->nchanged && !o->changed) : (o->nchanged || o->changed))
 		return -EINVAL;
 	if (!o->memory)
 		o->memory = DEFAULT_MEMORY;
@@ -168,31 +168,14 @@ static uint64_t find_parts(const struct libuffd_snapshot *snap, struct libuffd_s
 	return n;
 }
 
-static void *map(size_t len)
-{
-	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
-/* The parts are known beforehand; those of a watch at the instant, and there are all pages until then. */
-static bool has_list(const struct libuffd_snapshot *snap)
-{
-	return snap->opts.flags & LIBUFFD_SNAPSHOT_DELTA && !snap->opts.watch;
-}
-
 static int get_parts(struct libuffd_snapshot *snap)
 {
-	bool delta = has_list(snap);
-	uint64_t room;
+	bool delta = snap->opts.flags & LIBUFFD_SNAPSHOT_DELTA;
 
 	if (!changed_ok(&snap->opts))
 		return -EINVAL;
 	snap->nparts = delta ? find_parts(snap, NULL) : snap->nranges;
-	room = snap->opts.watch ? snap->npages / 2 + snap->nranges : snap->nparts;
-	snap->part_len = (size_t)(room + 1) * sizeof(*snap->part);
-	snap->part = map(snap->part_len);
+	snap->part = calloc(snap->nparts + 1, sizeof(*snap->part));
 	if (!snap->part)
 		return -ENOMEM;
 	if (delta)
@@ -224,6 +207,14 @@ static int open_memory(struct libuffd_snapshot *snap)
 	return srv_snap_look_open(snap);
 }
 
+static void *map(size_t len)
+{
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
 /* All that it will need: threads that answer faults do not allocate. Costs nothing until it is used. */
 static int get_memory(struct libuffd_snapshot *snap)
 {
@@ -245,7 +236,7 @@ static int get_memory(struct libuffd_snapshot *snap)
 		snap->bufs[i].next = snap->free;
 		snap->free = &snap->bufs[i];
 	}
-	if (!has_list(snap))
+	if (!(snap->opts.flags & LIBUFFD_SNAPSHOT_DELTA))
 		return 0;
 	memset(snap->state, SNAP_DONE, (size_t)snap->npages);
 	for (uint64_t i = 0; i < snap->nparts; i++) {
@@ -294,9 +285,7 @@ static int fill_in(struct libuffd_snapshot *snap)
 		return ret;
 	if (snap->space->features & (LIBUFFD_FEATURE_WP_ASYNC | LIBUFFD_FEATURE_SIGBUS))
 		return -EOPNOTSUPP;
-	ret = srv_snap_watch(snap);
-	if (ret == 0)
-		ret = open_memory(snap);
+	ret = open_memory(snap);
 	return ret < 0 ? ret : get_memory(snap);
 }
 
@@ -346,7 +335,7 @@ void libuffd_snapshot_free(struct libuffd_snapshot *snap)
 	unmap(snap->memory, snap->memory_len);
 	free(snap->bufs);
 	free(snap->range);
-	unmap(snap->part, snap->part_len);
+	free(snap->part);
 	free(snap->path);
 	if (snap->space)
 		srv_space_unref(snap->space);
@@ -388,8 +377,6 @@ static int enter(struct libuffd_snapshot *snap)
 	for (unsigned int i = 0; i < snap->nranges && ret >= 0; i++) {
 		ret = srv_snap_served(sp, &snap->range[i]);
 		snap->range[i].served = ret > 0;
-		if (ret == 0 && snap->track && !(sp->features & LIBUFFD_FEATURE_WP_UNPOPULATED))
-			ret = -EOPNOTSUPP;
 	}
 	if (ret >= 0)
 		atomic_store(&sp->snapshot, snap);
@@ -403,7 +390,7 @@ static bool is_watched(struct libuffd_snapshot *snap)
 	for (unsigned int i = 0; i < snap->nranges; i++) {
 		const struct snap_range *r = &snap->range[i];
 
-		if (srv_tracked_by_another(snap->space, snap->track, r->start, r->end))
+		if (srv_tracked(snap->space, r->start, r->end - r->start, NULL))
 			return true;
 	}
 	return false;
@@ -456,8 +443,6 @@ int libuffd_snapshot_run(struct libuffd_snapshot *snap)
 	if (ret == 0)
 		ret = srv_snap_sink_commit(snap);
 	srv_snap_sink_close(snap);
-	if (ret < 0)
-		srv_snap_put_back(snap);
 	enter_phase(snap, ret < 0 ? LIBUFFD_SNAPSHOT_FAILED : LIBUFFD_SNAPSHOT_DONE, ret);
 	return ret;
 }

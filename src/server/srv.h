@@ -27,7 +27,6 @@
 #include <stdint.h>
 
 #include <uffd/server.h>
-#include <uffd/watch.h>
 
 #include "engine.h"
 
@@ -693,16 +692,6 @@ int srv_track_arm(struct srv_track *t, uint64_t *armed);
 /* What is on record; @reset: and protect it. Number of ranges, or an error; as libuffd_watch_get(). */
 int srv_track_get(struct srv_track *t, uint64_t start, uint64_t end, bool reset,
 		  struct libuffd_scan_range *out, size_t cap, uint64_t *walked);
-/*
- * All of [start, end), of one space's tracks this one alone: protect it and take it off the record, but what is gone, which is
- * protected only. *@at gets how far it has come. -EAGAIN: the layout is changing, go on from there.
- */
-int srv_track_close(struct srv_track *t, uint64_t end, uint64_t *at);
-/* On record again, whether or not it is protected. */
-void srv_track_reopen(struct srv_track *t, uint64_t start, uint64_t end);
-/* Is another than @t there, in a part of this? */
-bool srv_tracked_by_another(struct srv_space *sp, const struct srv_track *t, uint64_t start,
-			    uint64_t end);
 /* Is a part of this tracked? *@shift gets its page size, if not NULL. */
 bool srv_tracked(struct srv_space *sp, uint64_t address, uint64_t len, unsigned int *shift);
 /*
@@ -713,18 +702,6 @@ bool srv_track_open(struct srv_space *sp, uint64_t address, uint64_t len);
 void srv_track_opened(struct srv_space *sp);
 /* Dropped, unmapped, or moved away. */
 void srv_track_gone(struct srv_space *sp, uint64_t start, uint64_t end);
-
-/* ---- watch.c ------------------------------------------------------------------------------------- */
-
-struct libuffd_watch {
-	const struct libuffd *u;
-	struct libuffd_watch_opts cfg;	 /* completed */
-	struct libuffd_scanner *scanner; /* ASYNC */
-	struct srv_space *space;	 /* SYNC: a reference */
-	struct srv_track *track;
-	bool registered; /* by this watch */
-	uint64_t armed;	 /* SYNC: pages before this address may be protected */
-};
 
 /* ---- own.c --------------------------------------------------------------------------------------- */
 

@@ -116,22 +116,6 @@ bool srv_tracked(struct srv_space *sp, uint64_t address, uint64_t len, unsigned 
 	return t;
 }
 
-bool srv_tracked_by_another(struct srv_space *sp, const struct srv_track *t, uint64_t start,
-			    uint64_t end)
-{
-	const struct srv_track *at;
-	uint64_t first, last;
-
-	if (!any_tracks(sp))
-		return false;
-	pthread_mutex_lock(&sp->track_lock);
-	for (at = sp->tracks; at && (at == t || !overlap(at, start, end, &first, &last));
-	     at = at->next)
-		;
-	pthread_mutex_unlock(&sp->track_lock);
-	return at;
-}
-
 bool srv_track_open(struct srv_space *sp, uint64_t address, uint64_t len)
 {
 	uint64_t first, last;
@@ -392,33 +376,4 @@ int srv_track_arm(struct srv_track *t, uint64_t *armed)
 		*armed = t->start + (first << t->shift);
 	}
 	return ret;
-}
-
-int srv_track_close(struct srv_track *t, uint64_t end, uint64_t *at)
-{
-	uint64_t first = (*at - t->start) >> t->shift, to = (end - t->start) >> t->shift;
-	uint64_t n = CHUNK >> t->shift, last;
-	int ret = 0;
-
-	while (first < to && ret == 0) {
-		last = !n ? first + 1 : to - first < n ? to : first + n;
-		pthread_mutex_lock(&t->space->track_lock);
-		ret = close_run(t, first, &last);
-		for (uint64_t i = first; i < last; i = (i | 63) + 1)
-			t->open[i / 64] |= t->gone[i / 64] & mask_of(i, last);
-		pthread_mutex_unlock(&t->space->track_lock);
-		first = last;
-		*at = t->start + (first << t->shift);
-	}
-	return ret;
-}
-
-void srv_track_reopen(struct srv_track *t, uint64_t start, uint64_t end)
-{
-	uint64_t first, last;
-
-	pthread_mutex_lock(&t->space->track_lock);
-	if (overlap(t, start, end, &first, &last))
-		put_bits(t->open, first, last, true);
-	pthread_mutex_unlock(&t->space->track_lock);
 }

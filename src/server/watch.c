@@ -21,6 +21,16 @@ _Static_assert(sizeof(struct libuffd_watch_opts) == OPTS_LEAST, "grown: keep OPT
 #define MOST_RACES \
 	1000 /* in the page tables, one after the other, before it is the layout that changes */
 
+struct libuffd_watch {
+	const struct libuffd *u;
+	struct libuffd_watch_opts cfg;	 /* completed */
+	struct libuffd_scanner *scanner; /* ASYNC */
+	struct srv_space *space;	 /* SYNC: a reference */
+	struct srv_track *track;
+	bool registered; /* by this watch */
+	uint64_t armed;	 /* SYNC: pages before this address may be protected */
+};
+
 static bool opts_ok(const struct libuffd_watch_opts *o, uint64_t system_page)
 {
 	return !(o->flags & ~LIBUFFD_WATCH_REGISTER) && o->mechanism <= LIBUFFD_WATCH_SYNC &&

@@ -231,7 +231,7 @@ AT(libuffd_snapshot_piece, len, 16);
 AT(libuffd_snapshot_piece, data, 24);
 AT(libuffd_snapshot_piece, reserved, 32);
 
-SAME(sizeof(struct libuffd_snapshot_opts), 104);
+SAME(sizeof(struct libuffd_snapshot_opts), 96);
 AT(libuffd_snapshot_opts, flags, 4);
 AT(libuffd_snapshot_opts, space, 8);
 AT(libuffd_snapshot_opts, pid, 16);
@@ -246,7 +246,6 @@ AT(libuffd_snapshot_opts, dirfd, 72);
 AT(libuffd_snapshot_opts, perms, 76);
 AT(libuffd_snapshot_opts, piece, 80);
 AT(libuffd_snapshot_opts, ctx, 88);
-AT(libuffd_snapshot_opts, watch, 96);
 
 SAME(sizeof(struct libuffd_snapshot_info), 72);
 AT(libuffd_snapshot_info, phase, 4);

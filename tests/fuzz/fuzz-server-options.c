@@ -797,11 +797,7 @@ static void call_snapshot(void)
 
 	for (size_t i = 0; i < n; i++)
 		ranges[i].len &= 0xffffff;
-	if (opts->size >= offsetof(struct libuffd_snapshot_opts, watch)) {
-		size_t more = opts->size - offsetof(struct libuffd_snapshot_opts, watch);
-
-		/* No pointer of these bytes' making. */
-		memset(&opts->watch, 0, more < sizeof(opts->watch) ? more : sizeof(opts->watch));
+	if (opts->size >= sizeof(*opts)) {
 		opts->ranges_space = opts->changed_space = opts->path_space = opts->piece_space = 0;
 		opts->nranges = (uint32_t)n;
 		opts->ranges = ranges;
@@ -813,8 +809,7 @@ static void call_snapshot(void)
 		opts->space &= 3;
 		opts->pid = b & 4 ? opts->pid & INT32_MIN : 0;
 	}
-	want = sized_since(&known, offsetof(struct libuffd_snapshot_opts, watch), sizeof(known),
-			   opts);
+	want = sized(&known, sizeof(known), opts);
 	if (want == 0 && (known.flags & ~3u || !n || !known.path == !known.piece || known.pid < 0))
 		want = -EINVAL;
 	ret = libuffd_snapshot_new(server, opts, &snap);
