@@ -38,3 +38,23 @@ forget_counts()
 {
 	find "$1" -name '*.gcda' -delete
 }
+
+# The compiler of 32-bit programs: one of two ways to them is installed, since they exclude each other.
+compiler_32()
+{
+	if command -v i686-linux-gnu-gcc >/dev/null; then
+		echo i686-linux-gnu-gcc
+	else
+		echo "gcc -m32"
+	fi
+}
+
+# Whether the kernel runs what it makes: not if the shell says 126, "no such program". What cannot be built is not for here to judge.
+# runs_32_bit SCRATCH_DIR
+runs_32_bit()
+{
+	echo 'int main(void) { return 0; }' >"$1/runs.c"
+	$(compiler_32) "$1/runs.c" -o "$1/runs" 2>/dev/null || return 0
+	"$1/runs" 2>/dev/null && return 0
+	[ $? != 126 ]
+}

@@ -8,6 +8,7 @@ inc=$1 build_inc=$2 src=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . "$(dirname "$0")/../tap.sh"
+. "$(dirname "$0")/../../scripts/lib.sh"
 
 strict="-Wall -Wextra -Werror -pedantic-errors -Wshadow -Wundef -I$inc -I$build_inc"
 
@@ -28,14 +29,13 @@ build_and_run()
 	"$@" -o "$work/layout" && "$work/layout"
 }
 
-# One of two ways to 32 bits is installed: they exclude each other.
-gcc32=i686-linux-gnu-gcc clang32="clang --target=i686-linux-gnu"
-command -v i686-linux-gnu-gcc >/dev/null || gcc32="gcc -m32" clang32="clang -m32"
+gcc32=$(compiler_32) clang32="clang -m32"
+[ "$gcc32" = "gcc -m32" ] || clang32="clang --target=i686-linux-gnu"
 
 # layout32 STANDARD COMPILER FLAGS...: what it looks like is asserted at compile time too, where no such program runs
 layout32()
 {
-	if [ "$runs32" = 126 ] && command -v "$2" >/dev/null; then
+	if ! $runs32 && command -v "$2" >/dev/null; then
 		shift
 		try "c11 $* (compiled)" "$@" -std=c11 $strict -o "$work/layout"
 		skip "c11 $* (run)" "this machine runs no 32-bit programs"
@@ -43,9 +43,8 @@ layout32()
 		layout "$@"
 	fi
 }
-echo 'int main(void) { return 0; }' >"$work/runs.c"
-runs32=0
-! $gcc32 "$work/runs.c" -o "$work/runs" 2>"$work/log" || "$work/runs" 2>"$work/log" || runs32=$?
+runs32=true
+runs_32_bit "$work" || runs32=false
 
 cd "$src"
 for order in -DALONE -DKERNEL_FIRST -DKERNEL_LAST; do

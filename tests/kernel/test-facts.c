@@ -1971,6 +1971,7 @@ static void a_child_may_lack_huge_pages(void **state)
 	if (!runs.page || !huge_page_is_a_run_of_ptes(runs.page))
 		SKIP("pte-runs", "no huge pages are runs of ptes here");
 	was = set_huge_pages(runs.page, 4 * RUN_PAGES);
+	assert_true(was >= 0);
 	runs.at = mmap(NULL, RUN_PAGES * runs.page, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
 			       __builtin_ctzl(runs.page) << MAP_HUGE_SHIFT,
