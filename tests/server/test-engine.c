@@ -663,6 +663,8 @@ static void an_ended_watch_lets_go_of_the_file(void **state)
 	assert_int_equal(turn(&b, 0), 0);
 	faulter_start(&f, r[0].m.addr, false, 0);
 	wait_waiters(r[0].u, 1);
+	/* What the ring hears of it later it would let go of in a later turn. */
+	wait_told(&f);
 	b.ops->unwatch(b.e, &ear[0].w);
 	libuffd_close(r[0].u);
 	assert_int_equal(turn(&b, 0), 0);
