@@ -4,7 +4,6 @@
 #define TESTS_KERNEL_CALLS_H
 
 #include <poll.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -209,7 +208,7 @@ static inline char thread_state(int tid)
 static inline void wait_thread_state(const atomic_int *tid, char state)
 {
 	while (!atomic_load(tid) || thread_state(atomic_load(tid)) != state)
-		sched_yield();
+		give_way();
 }
 
 /* Spin until there is something to read. Leaves it there. */
@@ -235,7 +234,7 @@ static inline bool event_of_call(const struct libuffd *u, const struct call *c,
 		}
 		if (done)
 			return false;
-		sched_yield();
+		give_way();
 	}
 }
 
@@ -250,7 +249,7 @@ static inline int copy_settled(const struct libuffd *u, uint64_t dst, const void
 	do {
 		ret = libuffd_copy(u, dst, src, len, 0, &done);
 		if (ret == -EAGAIN)
-			sched_yield();
+			give_way();
 	} while (ret == -EAGAIN);
 	return ret;
 }
@@ -271,7 +270,7 @@ static inline int resolve_settled(const struct libuffd *u, struct libuffd_answer
 			a.data = (const char *)a.data + done;
 		if (a.kind == LIBUFFD_ANSWER_MOVE)
 			a.from += done;
-		sched_yield();
+		give_way();
 	}
 }
 

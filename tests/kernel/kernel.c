@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -356,7 +355,7 @@ unsigned long waiters(const struct libuffd *u)
 void wait_waiters(const struct libuffd *u, unsigned long n)
 {
 	while (waiters(u) < n)
-		sched_yield();
+		give_way();
 }
 
 void wait_asleep(const struct libuffd *u, unsigned long n, const struct mem *m)
@@ -496,7 +495,7 @@ void wait_told(struct faulter *f)
 	do {
 		FILE *file;
 
-		sched_yield();
+		give_way();
 		snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", atomic_load(&f->tid));
 		file = fopen(path, "r");
 		assert_non_null(file);

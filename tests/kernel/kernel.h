@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -143,6 +144,24 @@ struct libuffd_event next_event(const struct libuffd *u);
 struct libuffd_event expect_event(const struct libuffd *u, uint32_t type);
 /* Nothing there to read. */
 void expect_no_event(const struct libuffd *u);
+
+/* ---- Loops that wait for others, or go on beside them ---------------------------------------- */
+
+/* The processor's own word for such a loop. An emulator that does several in turns goes on with the next. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static inline void give_way(void)
+{
+	cpu_relax();
+	sched_yield();
+}
 
 /* ---- A thread that touches memory ------------------------------------------------------------ */
 

@@ -161,7 +161,7 @@ bool page_out(void *addr, size_t len)
 	for (int attempts = 0; attempts < 100; attempts++) {
 		if (is_out(addr, len) || page_out_everywhere(addr, len))
 			return true;
-		sched_yield();
+		give_way();
 	}
 	return false;
 }

@@ -122,7 +122,7 @@ static inline bool monitor_wait(struct monitor *mon)
 	for (size_t i = 0; i < mon->handles; i++)
 		p[i + 1] = (struct pollfd){ .fd = libuffd_fd(mon->handle[i]), .events = POLLIN };
 	if (mon->todos)
-		sched_yield();
+		give_way();
 	if (poll(p, mon->handles + 1, mon->todos ? 0 : -1) < 0 && errno != EINTR)
 		mon->error = -errno;
 	return !p[0].revents;
@@ -197,7 +197,7 @@ static inline void scene_end_call(void)
 	while (scene.calling && !atomic_load(&scene.c.done)) {
 		if (libuffd_read_events(scene.r.u, &ev, 1) == 1 && ev.type == LIBUFFD_EVENT_FORK)
 			libuffd_close(ev.fork.handle);
-		sched_yield();
+		give_way();
 	}
 	if (scene.calling)
 		call_join(&scene.c);

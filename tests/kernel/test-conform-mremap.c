@@ -497,7 +497,7 @@ static void write_unasked(const struct libuffd *u, unsigned char *addr, unsigned
 	faulter_start(&f, addr, true, byte);
 	while (!atomic_load(&f.done) && n == -EAGAIN) {
 		n = libuffd_read_events(u, &ev, 1);
-		sched_yield();
+		give_way();
 	}
 	assert_int_equal(n, -EAGAIN);
 	faulter_join(&f);
@@ -753,7 +753,7 @@ static bool was_asked(const struct libuffd *u, unsigned char *addr, size_t page,
 			asked = true;
 			libuffd_writeprotect(u, (uintptr_t)addr, page, 0);
 		}
-		sched_yield();
+		give_way();
 	}
 	faulter_join(&f);
 	return asked;

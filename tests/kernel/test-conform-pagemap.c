@@ -1507,7 +1507,7 @@ static void *count_up(void *arg)
 		poke(p, (unsigned char)(peek(p) + 1));
 		/* With fewer processors than threads: let the scanners have their turn. */
 		if (atomic_fetch_add(&r->written, 1) % YIELD_EVERY == 0)
-			sched_yield();
+			give_way();
 	}
 	return NULL;
 }
@@ -1570,7 +1570,7 @@ static void *scan_on(void *arg)
 		error = scan_part(r, start, start + n * grain, 1 + random_from(&me->seed, 8));
 		/* The writers need their turn, with few processors above all. */
 		while (atomic_load(&r->written) < before + WRITES_PER_PASS)
-			sched_yield();
+			give_way();
 	}
 	return (void *)error;
 }

@@ -234,7 +234,7 @@ static void access_is_free(const struct rig *r, size_t page, bool write)
 	faulter_start(&f, spot(&r->m, page), write, value_of(page));
 	while (!atomic_load(&f.done)) {
 		expect_no_event(r->u);
-		sched_yield();
+		give_way();
 	}
 	access_is_over(&f, page);
 	expect_no_event(r->u);
@@ -1476,11 +1476,11 @@ static void nobody_is_forgotten_when_it_is_switched(void **state)
 		/* Who is slow to run finds it switched back, and waits again: not every time, or for ever. */
 		if (random_from(&seed, 2))
 			while (atomic_load(&left) && atomic_load(&touches) == before)
-				sched_yield();
+				give_way();
 		set_async(r.u, false);
 		arm_all(&r);
 		while (atomic_load(&left) && !waiters(r.u))
-			sched_yield();
+			give_way();
 	}
 	for (int i = 0; i < TOUCHERS; i++) {
 		assert_int_equal(pthread_join(thread[i], NULL), 0);

@@ -299,7 +299,7 @@ static void *touch_pages(void *arg)
 			break;
 		/* Then the others are what is waited for. */
 		if (i >= s->touches)
-			sched_yield();
+			give_way();
 	}
 	atomic_fetch_sub(&s->touching, 1);
 	return NULL;
@@ -355,7 +355,7 @@ static void *fill_pages(void *arg)
 			if (ret && ret != -EAGAIN)
 				fail_stress(s, "protecting", ret);
 		}
-		sched_yield();
+		give_way();
 	}
 	return NULL;
 }
@@ -464,7 +464,7 @@ static void *disturb(void *arg)
 				pthread_kill(s->toucher[i], SIGUSR1);
 			atomic_fetch_add(&s->signals, 1);
 		}
-		sched_yield();
+		give_way();
 	}
 	return NULL;
 }

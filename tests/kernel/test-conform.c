@@ -794,7 +794,7 @@ static bool fault_of_child(const struct libuffd *child, struct libuffd_event *ev
 		assert_int_equal(n, -EAGAIN);
 		if (si.si_pid)
 			return false;
-		sched_yield();
+		give_way();
 	}
 }
 

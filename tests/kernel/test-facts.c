@@ -446,7 +446,7 @@ static void a_waiters_signal_handler_runs(void **state)
 		expect_event(r.u, LIBUFFD_EVENT_FAULT);
 		assert_int_equal(pthread_kill(f.thread, SIGUSR2), 0);
 		while (atomic_load(&handled) < i)
-			sched_yield();
+			give_way();
 		assert_false(atomic_load(&f.done));
 	}
 	expect_event(r.u, LIBUFFD_EVENT_FAULT);
@@ -1651,7 +1651,7 @@ static void who_goes_on_first_ends_no_other_change(void **state)
 		madvise_start(&c[i], mem_page(&r.m, 2 + i), r.m.page, MADV_DONTNEED);
 	for (size_t i = 0; i < 2; i++)
 		while (thread_state(atomic_load(&c[i].tid)) != 'D')
-			sched_yield();
+			give_way();
 	expect_event(r.u, LIBUFFD_EVENT_REMOVE);
 	while (gone < 0)
 		for (int i = 0; i < 2; i++)
@@ -1751,7 +1751,7 @@ static struct libuffd_event first_event(const struct libuffd *u)
 	int n;
 
 	while ((n = libuffd_read_events(u, &ev, 1)) == -EAGAIN)
-		sched_yield();
+		give_way();
 	assert_int_equal(n, 1);
 	return ev;
 }

@@ -28,7 +28,7 @@ static bool write_waits(const struct rig *r, struct faulter *f, size_t page, uns
 {
 	faulter_start(f, mem_page(&r->m, page), true, byte);
 	while (!atomic_load(&f->done) && !waiters(r->u))
-		sched_yield();
+		give_way();
 	if (atomic_load(&f->done))
 		return false;
 	wait_asleep(r->u, 1, &r->m);

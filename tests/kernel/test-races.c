@@ -177,7 +177,7 @@ static void refusals_end_without_any_event(void **state)
 			ret = libuffd_copy(u, mem_at(&m, i), data, m.page, 0, &done);
 			if (ret != -EAGAIN)
 				break;
-			sched_yield();
+			give_way();
 		}
 		assert_int_equal(ret, 0);
 		expect_no_event(u);
@@ -381,7 +381,7 @@ static void zeros_come_protected_in_one_step(void **state)
 		running = 0;
 		for (size_t i = 0; i < 2 * pages; i++)
 			running += !atomic_load(&f[i].done);
-		sched_yield();
+		give_way();
 	} while (running);
 	for (size_t i = 0; i < 2 * pages; i++) {
 		faulter_join(&f[i]);
@@ -935,7 +935,7 @@ static void *stress_resolve(void *arg)
 		if (ret == -EAGAIN) {
 			atomic_fetch_add(&s->refusals, 1);
 			push(s, page);
-			sched_yield();
+			give_way();
 		} else if (ret) {
 			fail_stress(s, "resolve", ret);
 		} else if (done != a.len) {

@@ -164,7 +164,7 @@ static bool write_waits(const struct rig *r, struct faulter *f, size_t page)
 
 	faulter_start(f, mem_page(&r->m, page), true, 0x77);
 	while (!atomic_load(&f->done) && waiters(r->u) == n)
-		sched_yield();
+		give_way();
 	if (atomic_load(&f->done))
 		return false;
 	wait_asleep(r->u, n + 1, &r->m);

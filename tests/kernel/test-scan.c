@@ -422,7 +422,7 @@ static void no_write_is_lost(void **state)
 		copied += copy_changed(&w, shadow);
 		/* On a single processor the writers need their turn. */
 		while (atomic_load(&written) == before)
-			sched_yield();
+			give_way();
 	}
 	atomic_store(&stop, true);
 	for (size_t i = 0; i < WRITERS; i++)

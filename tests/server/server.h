@@ -510,7 +510,7 @@ static inline void stage_let_go(void)
 	while (stage.calling && stage.u && !atomic_load(&stage.call.done)) {
 		if (libuffd_read_events(stage.u, &ev, 1) == 1 && ev.type == LIBUFFD_EVENT_FORK)
 			libuffd_close(ev.fork.handle);
-		sched_yield();
+		give_way();
 	}
 	if (stage.calling)
 		call_join(&stage.call);

@@ -567,7 +567,7 @@ static void an_inherited_userfaultfd_is_the_parents(void **state)
 	while (!all_bytes(stage.m.addr, 1, stage.data[0])) {
 		assert_int_equal(waitpid(stage.child, NULL, WNOHANG), 0);
 		madvise(stage.m.addr, stage.m.len, MADV_DONTNEED);
-		sched_yield();
+		give_way();
 	}
 	expect_bytes(stage.m.addr, stage.data, stage.m.page);
 }

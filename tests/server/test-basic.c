@@ -110,7 +110,7 @@ static void start_placed(void **state, uint32_t threads, uint32_t placement)
 
 	for (unsigned int i = 0; i < 3; i++)
 		while (cpus_of(i, &cpus))
-			sched_yield();
+			give_way();
 	stage.opts.size = sizeof(stage.opts);
 	stage.opts.threads = threads;
 	stage.opts.placement = placement;
@@ -1033,7 +1033,7 @@ static void a_write_waits_until_it_is_allowed(void **state)
 	expect_bytes(stage.m.addr, stage.data, stage.m.len);
 	f = start_faulter(mem_page(&stage.m, 1), true, 0x77);
 	while (!atomic_load(&writes.calls))
-		sched_yield();
+		give_way();
 	wait_waiters(stage.u, 1);
 	assert_false(atomic_load(&f->done));
 	assert_int_equal(peek(mem_page(&stage.m, 1)), data_page(1)[0]);
@@ -1287,7 +1287,7 @@ static void a_child_of_a_complete_region_sees_what_is_lost(void **state)
 	assert_int_equal(touch(mem_page(&stage.m, 3), false, &byte), SIGBUS);
 	expect_bytes(stage.m.addr, stage.data, 3 * stage.m.page);
 	while (notices_of(LIBUFFD_NOTICE_COMPLETE) < 1)
-		sched_yield();
+		give_way();
 	fork_child(child_sees_what_is_lost, NULL);
 	assert_int_equal(child_status(), 0);
 }

@@ -433,7 +433,7 @@ static void who_waits_in_either_place_of_a_file_goes_on(void **state)
 		req = wait_asked(at);
 		g = start_faulter((at ? stage.other : stage.m).addr + at * stage.m.page, false, 0);
 		while (stats_of(0).duplicates <= at)
-			sched_yield();
+			give_way();
 		assert_int_equal(complete_right(stage.source[0], &req), 0);
 		join_faulter(f);
 		join_faulter(g);
@@ -651,7 +651,7 @@ static int child_reads_what_was_written(void *arg)
 	atomic_int *said = arg;
 
 	while (!atomic_load(said))
-		sched_yield();
+		give_way();
 	for (size_t i = 0; i < stage.m.len; i += stage.m.page)
 		if (peek(stage.m.addr + i) != 0x77 ||
 		    peek(stage.m.addr + i + 1) != stage.data[i + 1])
@@ -832,7 +832,7 @@ static int child_drops_of_the_file(void *arg)
 	}
 	atomic_store(&said[0], -1);
 	while (!atomic_load(&said[1]))
-		sched_yield();
+		give_way();
 	for (size_t i = 0; i < 2; i++)
 		if (!is_zero(stage.m.addr + i * page, page) ||
 		    !is_zero(stage.m.addr + half + i * page, page))
@@ -857,7 +857,7 @@ static void what_one_drops_of_a_file_is_gone_for_its_family(void **state)
 	expect_bytes(stage.m.addr, stage.data, half);
 	fork_child(child_drops_of_the_file, said);
 	while (!atomic_load(&said[0]))
-		sched_yield();
+		give_way();
 	if (atomic_load(&said[0]) == EINVAL && mem_is_hugetlb(stage.m.kind))
 		SKIP("hugetlb-dontneed", "hugetlb cannot be dropped by madvise (before 5.18)");
 	assert_int_equal(atomic_load(&said[0]), -1);
@@ -975,7 +975,7 @@ static void signals_make_faults_come_twice_and_no_more(void **state)
 	for (int i = 0; i < 3; i++) {
 		pthread_kill(f->thread, SIGUSR2);
 		while (stats_of(region).duplicates < (uint64_t)i + 1)
-			sched_yield();
+			give_way();
 	}
 	assert_int_equal(asked(), 1);
 	assert_int_equal(complete_right(r.source, &req), 0);
@@ -1245,6 +1245,7 @@ static void *gang_look(void *arg)
 		unsigned char byte = 0;
 		int sig = probe(at + i * page + in, &byte);
 
+		cpu_relax();
 		if (turn & 1 || atomic_load(&g->turn) != turn)
 			continue;
 		if (sig || byte != (want ? want[in] : 0))

@@ -189,7 +189,7 @@ static void bytes_are_let_go_before_a_region_is(void **state)
 	assert_int_equal(pthread_create(&l.thread, NULL, leave, &l), 0);
 	while (!atomic_load(&l.done) &&
 	       (!atomic_load(&l.tid) || thread_state(atomic_load(&l.tid)) != 'S'))
-		sched_yield();
+		give_way();
 	atomic_store(&l.may, true);
 	assert_int_equal(libuffd_unregister(stage.v, at.start, at.len), 0);
 	pthread_join(l.thread, NULL);
@@ -479,7 +479,7 @@ static void a_crowd_is_hurried_too(void **state)
 	for (size_t i = 0; i < CROWD; i++)
 		start_faulter(mem_page(&stage.m, 2 * i + 1), false, 0);
 	while (stats_of(region).faults_missing < CROWD)
-		sched_yield();
+		give_way();
 	sem_post(&loop_may_go_on);
 	for (size_t i = 0; i < CROWD; i++) {
 		join_faulter(&stage.faulter[i]);

@@ -521,7 +521,7 @@ static void a_write_is_told_of_the_page_as_a_whole(void **state)
 	f = start_faulter(at, true, 0x77);
 	if (writes.answer) {
 		while (!atomic_load(&writes.calls))
-			sched_yield();
+			give_way();
 		wait_waiters(stage.u, 1);
 		assert_false(atomic_load(&f->done));
 		assert_int_equal(peek(at), 0);

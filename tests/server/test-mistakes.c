@@ -193,7 +193,7 @@ static void hold_layout(void)
 	stage.calling = true;
 	/* A reader that is refused takes it away for a moment, and tells no poll when it is back. */
 	while (!is_readable(stage.u))
-		sched_yield();
+		give_way();
 }
 
 /* The event has been read, or will be; the child is gone. */
@@ -331,7 +331,7 @@ static void what_was_put_off_waits_for_a_message_that_never_comes(void **state)
 	hold_layout();
 	assert_int_equal(complete_right(r.source, &req), 0);
 	while (!stats_of(region).deferred)
-		sched_yield();
+		give_way();
 	settle_layout();
 	join_faulter(f);
 	assert_int_equal(f->byte, stage.data[0]);
@@ -375,7 +375,7 @@ static void what_was_put_off_is_tried_without_a_pause(void **state)
 	begun = now_ns();
 	assert_int_equal(complete_right(r.source, &req), 0);
 	while (stats_of(region).retries < 20)
-		sched_yield();
+		give_way();
 	retries = stats_of(region).retries;
 	assert_in_range(retries, 20, fair_retries(now_ns() - begun));
 	settle_layout();
@@ -436,7 +436,7 @@ static void a_busy_resolver_keeps_events_from_being_read(void **state)
 	req = wait_asked(0);
 	late = fault_on(1);
 	while (stats_of(0).queued != 1)
-		sched_yield();
+		give_way();
 	drop_page(3, MADV_DONTNEED);
 	assert_int_equal(join_call(), 0);
 	assert_int_equal(stats_of(region).installed, 0);
@@ -897,7 +897,7 @@ static void a_late_answer_goes_to_a_recycled_descriptor(void **state)
 	complete_right(r.source, &req);
 	/* What was on its way has come to its end. */
 	while (stats_of(0).in_flight)
-		sched_yield();
+		give_way();
 	halt_server();
 	f = told_fault_on(1);
 	assert_false(pte_is_present(mem_page(&stage.m, 1)));
@@ -1055,7 +1055,7 @@ static void a_message_that_has_gone_ends_the_handler(void **state)
 		f = fault_on(i);
 		other = start_faulter(mem_page(&stage.other, i), false, 0);
 		while (!is_readable(stage.u) || !is_readable(stage.v))
-			sched_yield();
+			give_way();
 		step_until_done(f);
 		step_until_done(other);
 		assert_int_equal(f->byte, data_page(i)[0]);
@@ -1270,7 +1270,7 @@ static void a_descriptor_of_a_fork_that_nobody_saw_leaks(void **state)
 	fork_start(&stage.call, nothing_to_do, NULL);
 	stage.calling = true;
 	while (!is_readable(stage.u) && !atomic_load(&stage.call.done))
-		sched_yield();
+		give_way();
 	if (stage_more(state) == DETACHED)
 		assert_int_equal(libuffd_server_detach(stage.s, stage.space, NULL), 0);
 	libuffd_server_free(stage.s);
@@ -1279,7 +1279,7 @@ static void a_descriptor_of_a_fork_that_nobody_saw_leaks(void **state)
 	while (!atomic_load(&stage.call.done)) {
 		if (libuffd_read_events(stage.u, ev, 1) == 1)
 			libuffd_close(ev[0].fork.handle);
-		sched_yield();
+		give_way();
 	}
 	settle_layout();
 	assert_int_equal(count_fds(), before + 1);

@@ -53,7 +53,7 @@ static void expect_put_back(size_t first, size_t n)
 
 	while ((ret = put_back(first, n, &done)) == -EAGAIN) {
 		assert_true(done < n * stage.m.page);
-		sched_yield();
+		give_way();
 	}
 	assert_int_equal(ret, 0);
 	assert_int_equal(done, n * stage.m.page);
@@ -135,7 +135,7 @@ static void what_was_removed_stays_so(void **state)
 	take_away(1);
 	write_back(1, data_page(1));
 	while (!stats_of(region).removed)
-		sched_yield();
+		give_way();
 	expect_put_back(0, 3);
 	expect_page(1, 0);
 }
@@ -311,7 +311,7 @@ static void nothing_is_lost_under_load(void **state)
 	}
 	for (size_t page = 0; gone < TIMES; page = (page + 1) % SHARED_PAGES) {
 		gone += try_away(page);
-		sched_yield();
+		give_way();
 	}
 	atomic_store(&enough, true);
 	for (size_t i = 0; i < WRITERS; i++) {
@@ -362,7 +362,7 @@ static void bad_requests_change_nothing(void **state)
 			 -EINVAL);
 	assert_int_equal(libuffd_server_put_back(stage.s, 999, 0, page, 0, &done), -ENOENT);
 	while (stats_of(region).pages_present != 1)
-		sched_yield();
+		give_way();
 	/* What would be unregistered when it is complete. */
 	mem_map(&stage.other, MEM_ANON, 2);
 	r = region_of(&stage.other, zero_source());

@@ -217,7 +217,7 @@ static void wait_progress(bool (*there)(const struct libuffd_snapshot_info *p))
 
 	while (!there(&p)) {
 		assert_true(p.phase < LIBUFFD_SNAPSHOT_DONE);
-		sched_yield();
+		give_way();
 		p = progress();
 	}
 }
@@ -370,6 +370,7 @@ static void *write_chain(void *arg)
 		put_number(mem_page(&stage.m, chain.order[n % chain.pages]), n);
 		atomic_store(&chain.next, n + 1);
 		pthread_mutex_unlock(&chain.lock);
+		cpu_relax();
 	}
 	return NULL;
 }
@@ -412,7 +413,7 @@ static void chain_goes_on(uint64_t steps)
 	uint64_t from = atomic_load(&chain.next);
 
 	while (atomic_load(&chain.next) < from + steps && !atomic_load(&chain.stop))
-		sched_yield();
+		give_way();
 }
 
 static void chain_stop(void)

@@ -32,7 +32,7 @@ static void *count_up(void *arg)
 		poke(p, (unsigned char)(peek(p) + 1));
 		/* Who asks is to have his turn, however few processors there are. */
 		if (!(atomic_fetch_add(&writes, 1) % 8))
-			sched_yield();
+			give_way();
 	}
 	return NULL;
 }
@@ -74,7 +74,7 @@ static void write_and_copy(struct writer *writer, unsigned char *shadow)
 		copy_listed(shadow);
 		/* On a single processor the writers need their turn. */
 		while (atomic_load(&writes) == before)
-			sched_yield();
+			give_way();
 	}
 	join_writers();
 }

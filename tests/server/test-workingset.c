@@ -353,7 +353,7 @@ static void wait_passes(struct toucher *t)
 		from[i] = atomic_load(&t[i].passes);
 	for (size_t i = 0; i < TOUCHERS; i++)
 		while (atomic_load(&t[i].passes) - from[i] < 2)
-			sched_yield();
+			give_way();
 }
 
 /* Nobody holds still but for the freeze, and not a page is mistaken. */
@@ -409,7 +409,7 @@ static void what_is_always_in_use_is_never_cold_for_long(void **state)
 		arm();
 		from = atomic_load(&t.passes);
 		while (atomic_load(&t.passes) - from < 2)
-			sched_yield();
+			give_way();
 		memset(letters, '-', w.pages);
 		mark(w.ws, &a, libuffd_workingset_cold, 'c', 8, letters);
 		for (size_t i = 0; i < w.pages; i++)
@@ -958,7 +958,7 @@ static struct faulter *held(size_t page)
 
 	wait_waiters(stage.u, 1);
 	while (unread(stage.u))
-		sched_yield();
+		give_way();
 	expect_bytes(mem_page(&stage.m, w.pages - 1), data_page(w.pages - 1), stage.m.page);
 	assert_false(atomic_load(&f->done));
 	assert_int_equal(waiters(stage.u), 1);

@@ -165,7 +165,7 @@ static inline size_t list_with(uint64_t flags, size_t cap, size_t *lost)
 
 		if (n == -EAGAIN) {
 			assert_int_equal(walked, at);
-			sched_yield();
+			give_way();
 			continue;
 		}
 		assert_true(n >= 0 && (size_t)n <= cap);
