@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -296,7 +297,29 @@ def what_a_program_leaves_behind_is_a_failure(_):
     expect(cases["x: leaves the machine as it was"].why == "huge pages reserved: 8", cases)
 
 
+def guests_share_the_processors(_):
+    """With two: first those that want both, each alone, then the others side by side."""
+    begun, busy, lock, both = [], set(), threading.Lock(), threading.Barrier(2, timeout=60)
+
+    def work(item):
+        name, wants = item
+        with lock:
+            begun.append(name)
+            busy.add(item)
+            expect(sum(min(w, 2) for _, w in busy) <= 2, "more at once than there are places", busy)
+        if wants == 1:
+            both.wait()
+        with lock:
+            busy.remove(item)
+        return name
+
+    items = [("a", 1), ("b", 2), ("c", 1), ("d", 4)]
+    expect(guests.spread(items, lambda item: item[1], 2, work) == ["a", "b", "c", "d"], "the order of the results")
+    expect(begun[:2] == ["d", "b"], begun)
+
+
 TESTS = [
+    guests_share_the_processors,
     a_program_that_dies_or_loses_cases_is_a_failure,
     a_skip_is_held_against_the_entry,
     a_guest_that_stops_in_the_middle_is_a_failure,
@@ -324,7 +347,7 @@ def main():
             try:
                 test(work)
                 print(f"ok {number} - {test.__name__}", flush=True)
-            except (AssertionError, Problem, KeyError, OSError, StopIteration) as error:
+            except (AssertionError, Problem, KeyError, OSError, RuntimeError, StopIteration) as error:
                 failed += 1
                 print(f"not ok {number} - {test.__name__}")
                 for line in f"{type(error).__name__}: {error}".splitlines():

@@ -86,6 +86,9 @@ def make_base(arch, build, archive, tree):
                 os.path.join(build, "tools", "serve", "uffd-serve")]
     for path in binaries:
         shutil.copy2(path, os.path.join(tree, "tests"))
+    keeper = os.path.join(build, "tests", "vm", "ring")
+    shutil.copy2(keeper, tree)
+    binaries.append(keeper)
     if arch == "x86_64":
         binaries += add_nbdkit(tree)
     add_libraries(arch, build, binaries, tree)

@@ -12,7 +12,7 @@ ARCHES = {  # of programs: the machine that runs them, what apt calls it
 }
 
 KERNEL_KEYS = {"about", "suites", "package", "release", "arch", "page_size", "must"}
-GUEST_KEYS = {"about", "kernel", "arch", "memory", "cpus", "append", "modules", "setup", "user", "must",
+GUEST_KEYS = {"about", "kernel", "arch", "memory", "cpus", "parallel", "append", "modules", "setup", "user", "must",
               "lacks", "programs", "ignore"}
 
 
@@ -31,6 +31,7 @@ class Guest:
         self.machine, self.apt_arch = ARCHES[self.arch]
         self.memory = entry.get("memory", "2G")
         self.cpus = entry.get("cpus", 2)
+        self.parallel = entry.get("parallel", False)
         self.append = entry.get("append", "")
         self.modules = entry.get("modules", [])
         self.setup = entry.get("setup", "")

@@ -177,6 +177,7 @@ def as_json(outcomes):
             "programs": {p: [{"name": c.name, "result": c.status, **({"why": c.why} if c.why else {}),
                               **({"needs": c.needs} if c.needs else {})} for c in cases]
                          for p, cases in o.programs.items()},
+            "took": o.took,
         } for o in outcomes],
     }, indent=1) + "\n"
 
