@@ -107,6 +107,51 @@ def add_nbdkit(tree):
     return parts
 
 
+# What the tests of tests/tools are given, by name.
+TOOLS = {"microvm": ["tools/uffd-info", "tests/tools/without-userfaultfd", "examples/microvm", "tools/serve/uffd-serve"]}
+
+
+def add_tools(tools, build, tree):
+    """Tests in Python and what they test, as in a source tree that was built; the interpreter is this machine's."""
+    for name in set(tools) - set(TOOLS):
+        raise Problem(f"{name} is no test that a guest can be given: see TOOLS in image.py")
+    binaries = add_python(tree)
+    for source in ["README.md", *glob.glob(os.path.join("tests", "tools", "*.py"), root_dir=TOP)]:
+        to = os.path.join(tree, "tools", source)
+        os.makedirs(os.path.dirname(to), exist_ok=True)
+        shutil.copy2(os.path.join(TOP, source), to)
+    for name in tools:
+        for program in TOOLS[name]:
+            to = os.path.join(tree, "tools", "build", program)
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            shutil.copy2(os.path.join(build, program), to)
+            binaries.append(to)
+        add_script(os.path.join(tree, "tests", "test-" + name), f"exec python3 /tools/tests/tools/test-{name}.py "
+                   + " ".join("/tools/build/" + program for program in TOOLS[name]))
+    # Which libraries a program has, they ask in this way.
+    add_script(os.path.join(tree, "bin", "ldd"), "exec /lib64/ld-linux-x86-64.so.2 --list \"$1\"")
+    add_libraries("x86_64", build, binaries, tree)
+
+
+def add_script(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write(path, f"#!/bin/sh\n{text}\n")
+    os.chmod(path, 0o755)
+
+
+def add_python(tree):
+    """Debian's interpreter and most of its library; what has to be linked for it."""
+    where = command(["/usr/bin/python3", "-c", "import os, sys, sysconfig; "
+                     "print(os.path.realpath(sys.executable), sysconfig.get_path('stdlib'))"], "an interpreter for the guests")
+    interpreter, library = where.split()
+    os.makedirs(os.path.join(tree, "bin"))
+    shutil.copy2(interpreter, os.path.join(tree, "bin", "python3"))
+    unwanted = shutil.ignore_patterns("test", "idlelib", "lib2to3", "config-*", "dist-packages", "pydoc_data", "tkinter",
+                                      "ensurepip", "__pycache__")
+    shutil.copytree(library, tree + library, ignore=unwanted, ignore_dangling_symlinks=True)
+    return [interpreter, *glob.glob(os.path.join(tree + library, "lib-dynload", "*.so"))]
+
+
 def add_libraries(arch, build, binaries, tree):
     """What the programs are linked with, and what that is linked with, and the loader."""
     where = [os.path.join(build, "src", part) for part in ("core", "server")] + [
@@ -182,7 +227,7 @@ def add_modules(guest, kernel_tree, tree):
     write(os.path.join(tree, "modules", "order"), "\n".join(order) + "\n")
 
 
-def make_initrd(guest, base, settings, kernel_tree, work):
+def make_initrd(guest, base, build, settings, kernel_tree, work):
     """The shared archive and one with what is this guest's own, in one file."""
     tree = os.path.join(work, "own")
     os.makedirs(tree)
@@ -190,6 +235,8 @@ def make_initrd(guest, base, settings, kernel_tree, work):
     write(os.path.join(tree, "guest.conf"), conf)
     if guest.setup:
         write(os.path.join(tree, "guest.setup"), guest.setup)
+    if guest.tools:
+        add_tools(guest.tools, build, tree)
     if guest.modules and kernel_tree:
         add_modules(guest, kernel_tree, tree)
     own, initrd = os.path.join(work, "own.cpio"), os.path.join(work, "initrd")

@@ -12,8 +12,8 @@ ARCHES = {  # of programs: the machine that runs them, what apt calls it
 }
 
 KERNEL_KEYS = {"about", "suites", "package", "release", "arch", "page_size", "must"}
-GUEST_KEYS = {"about", "kernel", "arch", "memory", "cpus", "parallel", "append", "modules", "setup", "user", "must",
-              "lacks", "programs", "ignore"}
+GUEST_KEYS = {"about", "kernel", "arch", "memory", "cpus", "parallel", "emulated", "append", "modules", "setup", "user", "must",
+              "lacks", "programs", "tools", "ignore"}
 
 
 class Guest:
@@ -32,11 +32,13 @@ class Guest:
         self.memory = entry.get("memory", "2G")
         self.cpus = entry.get("cpus", 2)
         self.parallel = entry.get("parallel", False)
+        self.emulated = entry.get("emulated", False)  # even where there is KVM
         self.append = entry.get("append", "")
         self.modules = entry.get("modules", [])
         self.setup = entry.get("setup", "")
         self.user = entry.get("user", "")
         self.programs = entry.get("programs", ["*"])
+        self.tools = entry.get("tools", [])  # tests of tests/tools, in Python
         self.ignore = entry.get("ignore", [])  # lines of the kernel's log: pattern, reason
         self.must = (set(kernel["must"]) | set(entry.get("must", []))) - set(entry.get("lacks", []))
 
@@ -85,6 +87,8 @@ class Matrix:
                 wrong(f"guest {name}: {key} is unknown")
             if guest.get("kernel") not in self.kernels:
                 wrong(f"guest {name}: there is no kernel {guest.get('kernel')}")
+            if guest.get("tools") and guest.get("arch", self.kernels[guest["kernel"]]["arch"]) != "x86_64":
+                wrong(f"guest {name}: tools run with this machine's interpreter, on x86_64")
             if "about" not in guest:
                 wrong(f"guest {name}: about is missing")
         for owner in list(self.kernels.values()) + list(data.get("guest", {}).values()):
