@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Keep an io_uring for as long as the guest runs. From 6.12 on the kernel patches its own code when the first ring comes
- * and after the last has gone, which the tests would have it do all the time; see BOOTS in lib/guest.py for what an
- * emulator makes of that. Where rings are refused there is nothing to keep.
+ * Keep an io_uring for as long as the guest runs. 6.12 and later kernels patch their own code when the first ring comes and
+ * after the last has gone (io_key_has_sqarray), which the tests would have them do all the time; see BOOTS in lib/guest.py
+ * for what an emulator makes of that. Where rings are refused there is nothing to keep.
  */
 #include <liburing.h>
 #include <stdio.h>
